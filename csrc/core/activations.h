@@ -1,0 +1,289 @@
+// Every activation, and the list of them. Layer: core.
+// THE place to add one: a struct here, its name in the list at the end, its row in
+// actreg_ext/reference.py. Values and slopes follow torch.nn.functional, also at NaN, at the
+// infinities and at the kinks; parameters have torch's names and defaults.
+#pragma once
+
+#include <array>
+#include <limits>
+#include <variant>
+
+#include "core/jet.h"
+#include "core/math.h"
+
+namespace actreg {
+
+template <class Act>
+struct Parameter {
+  const char* name;
+  double Act::* member;
+};
+struct NoParameters {
+  static constexpr std::array<Parameter<NoParameters>, 0> parameters() { return {}; }
+};
+constexpr double kRequired = std::numeric_limits<double>::quiet_NaN();  // has no default
+
+struct Identity : NoParameters {
+  static constexpr const char* name = "identity";
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    return {x, T(1)};
+  }
+};
+
+struct Relu : NoParameters {
+  static constexpr const char* name = "relu";
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    return {select(x < T(0), T(0), x), select(x <= T(0), T(0), T(1))};
+  }
+};
+
+struct ReluSquared : NoParameters {  // relu(x)^2, "Primer", arXiv:2109.08668
+  static constexpr const char* name = "relu_squared";
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    const T r = select(x < T(0), T(0), x);
+    return {r * r, r + r};
+  }
+};
+
+struct Hardtanh {  // min(max(x, min_val), max_val)
+  static constexpr const char* name = "hardtanh";
+  double min_val = -1, max_val = 1;
+  static constexpr std::array<Parameter<Hardtanh>, 2> parameters() {
+    return {{{"min_val", &Hardtanh::min_val}, {"max_val", &Hardtanh::max_val}}};
+  }
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    const T low(min_val), high(max_val);
+    return {select(x > high, high, select(x < low, low, x)),
+            select(x <= low, T(0), select(x >= high, T(0), T(1)))};
+  }
+};
+
+struct Relu6 : NoParameters {  // min(max(x, 0), 6)
+  static constexpr const char* name = "relu6";
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    return Hardtanh{0, 6}(x);
+  }
+};
+
+struct LeakyRelu {  // max(x, 0) + negative_slope * min(x, 0)
+  static constexpr const char* name = "leaky_relu";
+  double negative_slope = 0.01;
+  static constexpr std::array<Parameter<LeakyRelu>, 1> parameters() {
+    return {{{"negative_slope", &LeakyRelu::negative_slope}}};
+  }
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    const T slope = select(x > T(0), T(1), T(negative_slope));
+    return {x * slope, slope};
+  }
+};
+
+// scale * x where x > 0, scale * alpha * (exp(x / width) - 1) elsewhere: the three below.
+template <class T>
+ACTREG_HD Jet<T> exponential_linear(T x, double alpha, double width, double scale) {
+  const T m = math::expm1_of_negative(select(x < T(0), x, T(0)) * T(1 / width));
+  const Jet<T> linear{x * T(scale), T(scale)};
+  const Jet<T> curved{m * T(scale * alpha), (m + T(1)) * T(scale * alpha / width)};
+  return select(x <= T(0), curved, linear);
+}
+
+struct Elu {
+  static constexpr const char* name = "elu";
+  double alpha = 1;
+  static constexpr std::array<Parameter<Elu>, 1> parameters() { return {{{"alpha", &Elu::alpha}}}; }
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    return exponential_linear(x, alpha, 1, 1);
+  }
+};
+
+struct Celu {
+  static constexpr const char* name = "celu";
+  double alpha = 1;
+  static constexpr std::array<Parameter<Celu>, 1> parameters() {
+    return {{{"alpha", &Celu::alpha}}};
+  }
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    return exponential_linear(x, alpha, alpha, 1);
+  }
+};
+
+struct Selu : NoParameters {
+  static constexpr const char* name = "selu";
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    return exponential_linear(x, 1.6732632423543772848170429916717, 1,
+                              1.0507009873554804934193349852946);
+  }
+};
+
+struct Gelu : NoParameters {  // x * Phi(x), Phi the normal distribution function
+  static constexpr const char* name = "gelu";
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    const Jet<T> cdf = math::normal_cdf(x);
+    return {x * cdf.value, cdf.value + x * cdf.slope};
+  }
+};
+
+struct GeluTanh : NoParameters {  // x/2 * (1 + tanh(u)) = x * sigmoid(2 u)
+  static constexpr const char* name = "gelu_tanh";
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    const double c1 = 1.5957691216057307117597842397375, c3 = 0.044715;  // 2 sqrt(2 / pi)
+    const T square = x * x;
+    const Jet<T> gate = math::sigmoid(x * (T(c1 * c3) * square + T(c1)));
+    return {x * gate.value, gate.value + x * gate.slope * (T(3 * c1 * c3) * square + T(c1))};
+  }
+};
+
+struct Silu : NoParameters {  // x * sigmoid(x)
+  static constexpr const char* name = "silu";
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    const Jet<T> gate = math::sigmoid(x);
+    return {x * gate.value, gate.value + x * gate.slope};
+  }
+};
+
+struct Mish : NoParameters {  // x * tanh(softplus(x)); with e = exp(-|x|), tanh(softplus) is
+  static constexpr const char* name = "mish";  // (1 + 2 e) / (1 + 2 e + 2 e^2) for x > 0
+  template <class T>                           // (2 e + e^2) / (2 + 2 e + e^2) for x < 0
+  ACTREG_HD Jet<T> operator()(T x) const {
+    const T e = math::exp_of_negative(-abs(x)), square = e * e;
+    const T top = select(x < T(0), e + e + square, T(1) + e + e);
+    const T rest = select(x < T(0), T(2), square + square), reciprocal = T(1) / (top + rest);
+    const T gate = top * reciprocal;
+    // gate' = 4 w (1 + w) / ((1 + w)^2 + 1)^2 with w = exp(x), in terms of e
+    const T slope = T(4) * e * (T(1) + e) * select(x < T(0), T(1), e) * (reciprocal * reciprocal);
+    return {x * gate, gate + x * slope};
+  }
+};
+
+struct Sigmoid : NoParameters {
+  static constexpr const char* name = "sigmoid";
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    return math::sigmoid(x);
+  }
+};
+
+struct LogSigmoid : NoParameters {  // log(sigmoid(x)) = -softplus(-x)
+  static constexpr const char* name = "logsigmoid";
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    const Jet<T> s = math::softplus(-x);
+    return {-s.value, s.slope};
+  }
+};
+
+struct Tanh : NoParameters {
+  static constexpr const char* name = "tanh";
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    const T y = math::tanh(x);
+    return {y, T(1) - y * y};
+  }
+};
+
+struct Tanhshrink : NoParameters {  // x - tanh(x)
+  static constexpr const char* name = "tanhshrink";
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    const T y = math::tanh(x);
+    return {x - y, y * y};
+  }
+};
+
+struct Softplus {  // log(1 + exp(beta x)) / beta; x itself where beta x > threshold
+  static constexpr const char* name = "softplus";
+  double beta = 1, threshold = 20;
+  static constexpr std::array<Parameter<Softplus>, 2> parameters() {
+    return {{{"beta", &Softplus::beta}, {"threshold", &Softplus::threshold}}};
+  }
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    const T z = x * T(beta);
+    const Jet<T> s = math::softplus(z);
+    return select(z > T(threshold), Jet<T>{x, T(1)}, Jet<T>{s.value * T(1 / beta), s.slope});
+  }
+};
+
+struct Softsign : NoParameters {  // x / (1 + |x|)
+  static constexpr const char* name = "softsign";
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    const T d = T(1) + abs(x), y = x / d, r = T(1) / d;
+    return {y, r * r + (y - y)};  // y - y: NaN at the infinities, as torch's slope
+  }
+};
+
+struct Hardsigmoid : NoParameters {  // relu6(x + 3) / 6
+  static constexpr const char* name = "hardsigmoid";
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    const T slope = select(x > T(-3), select(x < T(3), T(1.0 / 6), T(0)), T(0));
+    return {Relu6{}(x + T(3)).value * T(1.0 / 6), slope};
+  }
+};
+
+struct Hardswish : NoParameters {  // x * relu6(x + 3) / 6
+  static constexpr const char* name = "hardswish";
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    const T gate = Relu6{}(x + T(3)).value;
+    const T curved = select(x >= T(3), T(1), x * T(1.0 / 3) + T(0.5));
+    return {x * gate * T(1.0 / 6), select(x <= T(-3), T(0), curved)};
+  }
+};
+
+struct Hardshrink {  // x where |x| > lambd, 0 elsewhere
+  static constexpr const char* name = "hardshrink";
+  double lambd = 0.5;
+  static constexpr std::array<Parameter<Hardshrink>, 1> parameters() {
+    return {{{"lambd", &Hardshrink::lambd}}};
+  }
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    const T slope = select(abs(x) <= T(lambd), T(0), T(1));
+    return {select(slope == T(0), T(0), x), slope};
+  }
+};
+
+struct Softshrink {  // x -/+ lambd where |x| > lambd, 0 elsewhere
+  static constexpr const char* name = "softshrink";
+  double lambd = 0.5;
+  static constexpr std::array<Parameter<Softshrink>, 1> parameters() {
+    return {{{"lambd", &Softshrink::lambd}}};
+  }
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    return {x - Hardtanh{-lambd, lambd}(x).value, Hardshrink{lambd}(x).slope};
+  }
+};
+
+struct Threshold {  // x where x > threshold, value elsewhere
+  static constexpr const char* name = "threshold";
+  double threshold = kRequired, value = kRequired;
+  static constexpr std::array<Parameter<Threshold>, 2> parameters() {
+    return {{{"threshold", &Threshold::threshold}, {"value", &Threshold::value}}};
+  }
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    return select(x <= T(threshold), Jet<T>{T(value), T(0)}, Jet<T>{x, T(1)});
+  }
+};
+
+// The list. std::visit on it (registry.h) is the only dispatcher.
+using Activation =
+    std::variant<Identity, Relu, Relu6, LeakyRelu, Elu, Celu, Selu, Gelu, GeluTanh, Silu, Mish,
+                 Sigmoid, LogSigmoid, Tanh, Tanhshrink, Softplus, Softsign, Hardtanh, Hardsigmoid,
+                 Hardswish, Hardshrink, Softshrink, Threshold, ReluSquared>;
+
+}  // namespace actreg

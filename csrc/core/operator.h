@@ -1,0 +1,42 @@
+// The operator, for one element: what every backend, every instruction set and the second
+// derivatives run. Layer: core. Equations: docs/operator.md and actreg_ext/reference.py.
+#pragma once
+
+#include "core/jet.h"
+
+namespace actreg {
+
+template <class T>
+struct PenaltySums {
+  T l1, l2;  // sum |t|, sum t^2
+};
+
+// What backward multiplies with; c = l * dpenalty / D, and dt/da is inside c1 and c2 already.
+template <class T, class Condition>
+struct Slopes {
+  T c1, c2_twice;      // of |a| and of a^2
+  Condition l2_is_on;  // a coefficient of 0 is off even where a is infinite: 0 * inf is NaN
+};
+
+// y = keep ? act(x) * s : 0. An element counts in the penalty if t is not fixed to 0 by dropout;
+// t leaves out the factor s, which the finished sums are multiplied with.
+template <class Act, class T, class Keep, class Counts>
+ACTREG_HD T forward(const Act& act, T x, Keep keep, Counts counts, T s, PenaltySums<T>& sums) {
+  const T a = act(x).value;
+  const T t = select(counts, a, T(0));
+  sums.l1 += abs(t);
+  sums.l2 += t * t;
+  return select(keep, a * s, T(0));
+}
+
+// dx = act'(x) * (keep ? s * dy : 0  +  c1 * sign(t) * dt/da  +  2 * c2 * t * dt/da)
+template <class Act, class T, class Keep, class Counts, class Condition>
+ACTREG_HD T backward(const Act& act, T x, T dy, Keep keep, Counts counts, T s,
+                     const Slopes<T, Condition>& c) {
+  const Jet<T> a = act(x);
+  const T sign = select(a.value > T(0), T(1), select(a.value < T(0), T(-1), T(0)));
+  const T penalty = c.c1 * sign + select(c.l2_is_on, c.c2_twice * a.value, T(0));
+  return zero_wins(a.slope, select(keep, s * dy, T(0)) + select(counts, penalty, T(0)));
+}
+
+}  // namespace actreg

@@ -1,0 +1,152 @@
+"""Fit the polynomials of the vectorised elementary functions and print them as C++ tables.
+
+The kernels need exp, expm1, log1p and the normal tail without branches or table look-ups, in float
+and in double:
+
+    expm1    m(r) = r + r^2 P(r),           r = (x - k hi) - k lo,   |r| <= ln2/2
+    log1p    u - s (u - z L(z)),            s = u / (2 + u), z = s^2, 0 <= u <= 1
+    tail     Q(z) = exp(-z^2/2) N(z)/D(z),  0 <= z <= 14.5 (float) or 39 (double)
+
+Each fit minimises the greatest relative error by Lawson's reweighted least squares, and the tail by
+the same on N - D tail = 0, reweighted by the last D. Coefficients are rounded to the format one by
+one, lowest degree first, the others being fitted again after each. They are printed highest degree
+first, as Horner's rule uses them; the error beside a table is that of the rounded coefficients in
+exact arithmetic, relative to 2^-24 (float) or 2^-53 (double), the least relative size of an ulp.
+
+Needs numpy and mpmath:  python tools/fit_polynomials.py > csrc/core/coefficients.h
+"""
+
+import numpy as np
+from mpmath import mp, mpf
+
+mp.dps = 110
+BITS = {"float": 24, "double": 53}
+LIMIT = {"float": mpf("14.5"), "double": mpf(39)}
+DEGREES = {"float": (5, 4, 4), "double": (10, 9, 9)}  # of P, L and N; D has one more than N
+KEPT = {"float": 16, "double": 42}  # bits of ln2's high part: k times it is exact
+HALF = mpf(1) / 2
+HEAD = """\
+// The coefficients of math.h, for each precision. Layer: core.
+// Printed by tools/fit_polynomials.py, which says how they were found: highest power first. Errors
+// are relative, of the rounded coefficients in exact arithmetic.
+#pragma once
+
+namespace actreg {
+namespace math {
+
+template <class Scalar>
+struct Coefficients;
+"""
+root = np.frompyfunc(mp.sqrt, 1, 1)
+
+
+def rounded(value, kind):
+    """The nearest number of the format (normal numbers only)."""
+    unit = mpf(2) ** (mp.floor(mp.log(abs(value), 2)) + 1 - BITS[kind])
+    return mp.nint(value / unit) * unit
+
+
+def grid(low, high, points=240):
+    """Chebyshev points of [low, high]."""
+    steps = np.array([mp.cos(mp.pi * i / (points - 1)) for i in range(points)])
+    return (low + high) / 2 - (high - low) / 2 * steps
+
+
+def powers(xs, degree, start=0):
+    """The columns x^start ... x^degree."""
+    return np.array([xs**i for i in range(start, degree + 1)])
+
+
+def solve(columns, target, weights, known=()):
+    """Weighted least squares; the first coefficients are known."""
+    count = len(known)
+    target = weights * (target - np.array(known, dtype=object) @ columns[:count])
+    columns = weights * columns[count:]
+    gram = mp.matrix([[mp.fdot(a, b) for b in columns] for a in columns])
+    answer = mp.lu_solve(gram, mp.matrix([mp.fdot(a, target) for a in columns]))
+    return np.array([*known, *answer])
+
+
+def lawson(columns, target, weights, known=(), rounds=40):
+    """Weights for which the least squares fit has nearly the least greatest weighted error."""
+    shares, best, least = weights * 0 + 1, weights, mp.inf
+    for _ in range(rounds):
+        current = weights * root(shares)
+        errors = abs(weights * (target - solve(columns, target, current, known) @ columns))
+        if errors.max() < least:
+            best, least = current, errors.max()
+        shares = shares * errors
+        shares = shares / shares.max()
+    return best
+
+
+def fit(columns, target, weights, kind, known=()):
+    """The rounded coefficients, and their greatest weighted error."""
+    current = lawson(columns, target, weights, known)
+    answer = list(known)
+    while len(answer) < len(columns):
+        answer.append(rounded(solve(columns, target, current, answer)[len(answer)], kind))
+    return answer, abs(weights * (target - np.array(answer) @ columns)).max()
+
+
+def denominator(zs, values, degree, kind):
+    """The rounded denominator, lowest degree first, of the best N/D with N(0) = 1/2, D(0) = 1."""
+    columns = np.vstack([powers(zs, degree - 1, 1), -values * powers(zs, degree, 1)])
+    bottom = (1 + zs / 4) ** degree
+    for rounds in (1, 1, 1, 1, 1, 40, 40):
+        weights = 1 / (values * bottom)
+        current = lawson(columns, values - HALF, weights, rounds=rounds)
+        answer = [mpf(1), *solve(columns, values - HALF, current)[degree - 1 :]]
+        bottom = np.array(answer) @ powers(zs, degree)
+    return [rounded(c, kind) for c in answer]
+
+
+def literal(number, kind):
+    """The number in C++."""
+    mantissa, exponent = float(number).hex().split("p")
+    return f"{mantissa.rstrip('0').rstrip('.')}p{exponent}{'f' if kind == 'float' else ''}"
+
+
+def show(name, kind, coefficients, error=None):
+    """Print a C++ table, highest degree first."""
+    note = "" if error is None else f", error {float(error * mpf(2) ** BITS[kind]):.3f} ulp"
+    print(f"  static constexpr {kind} {name}[] = {{  // degree {len(coefficients) - 1}{note}")
+    for coefficient in reversed(coefficients):
+        print(f"      {literal(coefficient, kind)},")
+    print("  };")
+
+
+def main():
+    """Fit and print every table."""
+    print(HEAD)
+    for kind, (exp_degree, log_degree, tail_degree) in DEGREES.items():
+        print(f"template <>\nstruct Coefficients<{kind}> {{")
+        high = mp.floor(mp.ln2 * mpf(2) ** KEPT[kind]) / mpf(2) ** KEPT[kind]
+        for name, part in (("High", high), ("Low", rounded(mp.ln2 - high, kind))):
+            print(f"  static constexpr {kind} kLn2{name} = {literal(part, kind)};")
+
+        end = mp.ln2 / 2 * mpf("1.001")
+        xs = grid(-end, end)
+        ms = np.array([mp.expm1(x) for x in xs])
+        columns = powers(xs, exp_degree)
+        show("kExpm1", kind, *fit(columns, (ms - xs) / xs**2, xs**2 / abs(ms), kind, [HALF]))
+
+        roots = root(grid(mpf(10) ** -12, mpf(1) / 9))
+        logs = 2 * np.array([mp.atanh(s) for s in roots])
+        values, weights = (logs / roots - 2) / roots**2, roots**3 / logs
+        show("kLog1p", kind, *fit(powers(roots**2, log_degree), values, weights, kind))
+
+        end = (LIMIT[kind] - 4) / (LIMIT[kind] + 4)
+        zs = np.array([4 * (1 + x) / (1 - x) for x in grid(mpf(-1), end)])
+        values = np.array([mp.erfc(z / mp.sqrt(2)) * mp.exp(z * z / 2) / 2 for z in zs])
+        bottom = denominator(zs, values, tail_degree + 1, kind)
+        values = values * (np.array(bottom) @ powers(zs, tail_degree + 1))
+        columns = powers(zs, tail_degree)
+        show("kTailTop", kind, *fit(columns, values, 1 / values, kind, [HALF]))
+        show("kTailBottom", kind, bottom)
+        print("};")
+    print("\n}  // namespace math\n}  // namespace actreg")
+
+
+if __name__ == "__main__":
+    main()
