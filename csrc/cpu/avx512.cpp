@@ -1,0 +1,27 @@
+// The kernels for AVX-512. Layer: cpu. See Note [One source for each instruction set].
+#if defined(__x86_64__) && defined(__GNUC__)
+#define ACTREG_VECTOR_BYTES 64
+#include "cpu/prelude.h"
+
+// GCC's own headers pass an undefined register where the result does not depend on it.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#include "cpu/loops.h"
+#pragma GCC pop_options
+
+namespace actreg {
+namespace cpu {
+namespace {
+bool is_supported() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+}  // namespace
+
+const Kernels kAvx512{"AVX512", &is_supported, &forward, &backward};
+
+}  // namespace cpu
+}  // namespace actreg
+#endif

@@ -1,0 +1,28 @@
+// Second derivatives on the CPU: the operator of core/operator.h on dual numbers. Layer: cpu.
+#include "core/dual.h"
+#include "core/registry.h"
+#include "cpu/kernels.h"
+
+namespace actreg {
+namespace cpu {
+
+void curvature(const Problem& problem, int64_t begin, int64_t end) {
+  using Number = Dual<double>;
+  const double* x = static_cast<const double*>(problem.x);
+  const double* dy = static_cast<const double*>(problem.dy);
+  double* out = static_cast<double*>(problem.out);
+  const Slopes<Number, bool> c{Number(problem.c1), Number(problem.c2_twice), problem.c2_twice != 0};
+  visit(
+      [&](auto act) {
+        for (int64_t i = begin; i < end; ++i) {
+          const bool keeps = !problem.drops || keep(problem.dropout, i);
+          out[i] = backward(act, Number(x[i], 1), Number(dy[i]), keeps,
+                            keeps || problem.dropped_count, Number(problem.dropout.scale), c)
+                       .derivative;
+        }
+      },
+      problem.activation);
+}
+
+}  // namespace cpu
+}  // namespace actreg

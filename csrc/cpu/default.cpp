@@ -1,0 +1,16 @@
+// The kernels for what the compiler targets by itself: SSE2 on x86-64, NEON on Arm. Layer: cpu.
+#define ACTREG_VECTOR_BYTES 16
+#include "cpu/prelude.h"
+//
+#include "cpu/loops.h"
+
+namespace actreg {
+namespace cpu {
+namespace {
+bool is_supported() { return true; }
+}  // namespace
+
+const Kernels kDefault{"DEFAULT", &is_supported, &forward, &backward};
+
+}  // namespace cpu
+}  // namespace actreg

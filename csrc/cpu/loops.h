@@ -1,0 +1,148 @@
+// The loops over memory: load, draw, apply the operator, store. Layer: cpu.
+//
+// Note [One source for each instruction set]
+// avx512.cpp, avx2.cpp and default.cpp include this text under their own compiler target. All of
+// it is in an anonymous namespace or inlined, and these files include nothing of torch: a weak
+// symbol compiled for AVX-512 could be the copy that the linker keeps for everybody.
+#include "core/operator.h"
+#include "core/problem.h"
+#include "core/registry.h"
+#include "cpu/kernels.h"
+
+namespace actreg {
+namespace cpu {
+namespace {
+
+#include "cpu/simd.h"
+#include "cpu/storage.h"
+
+// The dispatch inlines all but the loops: no std::get_if is left behind as a weak symbol.
+#define ACTREG_FLATTEN __attribute__((flatten))
+#define ACTREG_OUT_OF_LINE __attribute__((noinline))
+
+// The random bits of elements [i, i + kBlock), in memory order.
+ACTREG_HD void draw(const Dropout& dropout, int64_t i, uint16_t* bits) {
+  // Even lanes take the first half of the groups, odd lanes the second half: interleaving the
+  // finished words then leaves the groups in their order.
+  constexpr int kHalf = Words::kLanes / 2;
+  Register<uint64_t> lane;
+  for (int j = 0; j < kHalf; ++j) lane[2 * j] = j, lane[2 * j + 1] = kHalf + j;
+  const uint64_t first = position(i) / kElementsPerDraw;
+  for (int group = 0; group < kBlock / kElementsPerDraw; group += Words::kLanes) {
+    Words word[4] = {Words(lane + (first + group)), Words(first >> 32), Words(dropout.offset),
+                     Words(dropout.offset >> 32)};
+    philox4x32_10(word, dropout.seed);
+    Register<uint64_t> ordered[2];
+    interleave((word[0].r & 0xFFFFFFFFu) | (word[1].r << 32),
+               (word[2].r & 0xFFFFFFFFu) | (word[3].r << 32), ordered);
+    __builtin_memcpy(bits + group * kElementsPerDraw, ordered, sizeof ordered);
+  }
+}
+
+// Calls step(j, which of kUnroll accumulators, Whole or First) over [0, count).
+constexpr int kUnroll = 4;
+template <class V, class Step>
+ACTREG_HD void for_each_vector(int64_t count, Step step) {
+  int64_t j = 0;
+  for (; j + kUnroll * V::kLanes <= count; j += kUnroll * V::kLanes) {
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnroll; ++u) step(j + u * V::kLanes, u, Whole{});
+  }
+  for (; j < count; j += V::kLanes) step(j, 0, First{std::min<int64_t>(count - j, V::kLanes)});
+}
+
+template <bool kDrops, class E, class Act>
+ACTREG_OUT_OF_LINE PenaltySums<double> forward_loop(const Act act, const Problem& problem,
+                                                    int64_t begin, int64_t end) {
+  using V = typename NumberOf<E>::type;
+  using S = typename V::Scalar;
+  const Dropout dropout = problem.dropout;
+  const Mask<S> all = every_lane<S>(problem.dropped_count);
+  const V s(kDrops ? dropout.scale : 1);
+  alignas(64) uint16_t bits[kBlock];
+  PenaltySums<double> total{0, 0};
+  for (int64_t i = begin; i < end; i += kBlock) {
+    const E* x = static_cast<const E*>(problem.x) + i;
+    E* y = static_cast<E*>(problem.out) + i;
+    PenaltySums<V> sums[kUnroll];
+    for (auto& partial : sums) partial = {V(0), V(0)};
+    if constexpr (kDrops) draw(dropout, i, bits);
+    for_each_vector<V>(std::min(kBlock, end - i), [&](int64_t j, int u, auto extent) {
+      const auto valid = lanes_of<S>(extent);
+      const V in = load(x + j, extent);
+      if constexpr (kDrops) {
+        const Mask<S> keep = are_below<S>(bits + j, dropout.threshold);
+        store(y + j, forward(act, in, keep, (keep | all) & valid, s, sums[u]), extent);
+      } else {
+        store(y + j, forward(act, in, Always{}, valid, s, sums[u]), extent);
+      }
+    });
+    total.l1 += sum((sums[0].l1 + sums[1].l1) + (sums[2].l1 + sums[3].l1));
+    total.l2 += sum((sums[0].l2 + sums[1].l2) + (sums[2].l2 + sums[3].l2));
+  }
+  return total;
+}
+
+template <bool kDrops, class E, class Act>
+ACTREG_OUT_OF_LINE void backward_loop(const Act act, const Problem& problem, int64_t begin,
+                                      int64_t end) {
+  using V = typename NumberOf<E>::type;
+  using S = typename V::Scalar;
+  const Dropout dropout = problem.dropout;
+  const Mask<S> all = every_lane<S>(problem.dropped_count);
+  const V s(kDrops ? dropout.scale : 1);
+  const Slopes<V, Mask<S>> c{V(problem.c1), V(problem.c2_twice),
+                             every_lane<S>(problem.c2_twice != 0)};
+  alignas(64) uint16_t bits[kBlock];
+  for (int64_t i = begin; i < end; i += kBlock) {
+    const E* x = static_cast<const E*>(problem.x) + i;
+    const E* dy = static_cast<const E*>(problem.dy) + i;
+    E* dx = static_cast<E*>(problem.out) + i;
+    if constexpr (kDrops) draw(dropout, i, bits);
+    for_each_vector<V>(std::min(kBlock, end - i), [&](int64_t j, int, auto extent) {
+      const V in = load(x + j, extent), gradient = load(dy + j, extent);
+      if constexpr (kDrops) {
+        const Mask<S> keep = are_below<S>(bits + j, dropout.threshold);
+        store(dx + j, backward(act, in, gradient, keep, keep | all, s, c), extent);
+      } else {
+        store(dx + j, backward(act, in, gradient, Always{}, Always{}, s, c), extent);
+      }
+    });
+  }
+}
+
+// The dispatcher: from a problem's activation, element and dropout to the loop made for them.
+template <class Launch>
+ACTREG_HD void dispatch(const Problem& problem, Launch launch) {
+  visit(
+      [&](auto act) {
+        visit(
+            [&](auto element) {
+              if (problem.drops) {
+                launch(act, element, std::true_type{});
+              } else {
+                launch(act, element, std::false_type{});
+              }
+            },
+            problem.element);
+      },
+      problem.activation);
+}
+
+ACTREG_FLATTEN PenaltySums<double> forward(const Problem& problem, int64_t begin, int64_t end) {
+  PenaltySums<double> sums{0, 0};
+  dispatch(problem, [&](auto act, auto element, auto drops) {
+    sums = forward_loop<decltype(drops)::value, decltype(element)>(act, problem, begin, end);
+  });
+  return sums;
+}
+
+ACTREG_FLATTEN void backward(const Problem& problem, int64_t begin, int64_t end) {
+  dispatch(problem, [&](auto act, auto element, auto drops) {
+    backward_loop<decltype(drops)::value, decltype(element)>(act, problem, begin, end);
+  });
+}
+
+}  // namespace
+}  // namespace cpu
+}  // namespace actreg

@@ -1,0 +1,137 @@
+// Numbers that are SIMD registers, with the vocabulary of core/number.h. Layer: cpu.
+// Included once for each instruction set, inside its namespace and under its compiler target:
+// ACTREG_VECTOR_BYTES is the register's width. See Note [One source for each instruction set].
+
+template <class S>
+struct Lane;
+template <>
+struct Lane<float> {
+  using Int = int32_t;
+  static constexpr int kExponentBias = 127, kMantissaBits = 23;
+};
+template <>
+struct Lane<double> {
+  using Int = int64_t;
+  static constexpr int kExponentBias = 1023, kMantissaBits = 52;
+};
+
+template <class S, int kBytes = ACTREG_VECTOR_BYTES>
+using Register __attribute__((vector_size(kBytes))) = S;
+
+template <class S>
+struct Mask {
+  Register<typename Lane<S>::Int> r;  // all bits of a lane, or none
+
+  friend ACTREG_HD Mask operator&(Mask a, Mask b) { return {a.r & b.r}; }
+  friend ACTREG_HD Mask operator|(Mask a, Mask b) { return {a.r | b.r}; }
+};
+
+template <class S>
+struct Vec {
+  using Scalar = S;
+  using Int = typename Lane<S>::Int;
+  static constexpr int kLanes = ACTREG_VECTOR_BYTES / sizeof(S);
+  Register<S> r;
+
+  Vec() = default;
+  explicit ACTREG_HD Vec(double constant) : r(static_cast<S>(constant) - Register<S>{}) {}
+  explicit ACTREG_HD Vec(Register<S> value) : r(value) {}
+
+  friend ACTREG_HD Vec operator-(Vec a) { return Vec(-a.r); }
+  friend ACTREG_HD Vec operator+(Vec a, Vec b) { return Vec(a.r + b.r); }
+  friend ACTREG_HD Vec operator-(Vec a, Vec b) { return Vec(a.r - b.r); }
+  friend ACTREG_HD Vec operator*(Vec a, Vec b) { return Vec(a.r * b.r); }
+  friend ACTREG_HD Vec operator/(Vec a, Vec b) { return Vec(a.r / b.r); }
+  ACTREG_HD Vec& operator+=(Vec other) { return *this = *this + other; }
+
+  friend ACTREG_HD Mask<S> operator<(Vec a, Vec b) { return {a.r < b.r}; }
+  friend ACTREG_HD Mask<S> operator>(Vec a, Vec b) { return {a.r > b.r}; }
+  friend ACTREG_HD Mask<S> operator<=(Vec a, Vec b) { return {a.r <= b.r}; }
+  friend ACTREG_HD Mask<S> operator>=(Vec a, Vec b) { return {a.r >= b.r}; }
+  friend ACTREG_HD Mask<S> operator==(Vec a, Vec b) { return {a.r == b.r}; }
+
+  friend ACTREG_HD Vec select(Mask<S> c, Vec a, Vec b) { return Vec(c.r ? a.r : b.r); }
+  friend ACTREG_HD Vec abs(Vec x) {
+    return Vec((Register<S>)((Register<Int>)x.r & std::numeric_limits<Int>::max()));
+  }
+  friend ACTREG_HD Vec copysign(Vec magnitude, Vec sign) {
+    constexpr Int kSign = std::numeric_limits<Int>::min();
+    return Vec(
+        (Register<S>)(((Register<Int>)magnitude.r & ~kSign) | ((Register<Int>)sign.r & kSign)));
+  }
+  friend ACTREG_HD Vec power_of_two(Vec shifted) {
+    return Vec((Register<S>)(((Register<Int>)shifted.r + Lane<S>::kExponentBias)
+                             << Lane<S>::kMantissaBits));
+  }
+  // In double, in a fixed order.
+  friend ACTREG_HD double sum(Vec x) {
+    double total = 0;
+    for (int lane = 0; lane < kLanes; ++lane) total += x.r[lane];
+    return total;
+  }
+};
+
+// True in the first `count` lanes.
+template <class S>
+ACTREG_HD Mask<S> first_lanes(int64_t count) {
+  using Int = typename Lane<S>::Int;
+  Register<Int> lane;
+  for (int i = 0; i < Vec<S>::kLanes; ++i) lane[i] = i;
+  return {lane < static_cast<Int>(count)};
+}
+template <class S>
+ACTREG_HD Mask<S> every_lane(bool condition) {
+  using Int = typename Lane<S>::Int;
+  return {(condition ? Int(-1) : Int(0)) - Register<Int>{}};
+}
+
+ACTREG_HD Always operator&(Always, Always) { return {}; }
+template <class S>
+ACTREG_HD Mask<S> operator&(Mask<S> mask, Always) {
+  return mask;
+}
+
+// Eight, four or two Philox words: the low half of each 64-bit lane.
+struct Words {
+  static constexpr int kLanes = ACTREG_VECTOR_BYTES / 8;
+  Register<uint64_t> r;
+
+  Words() = default;
+  explicit ACTREG_HD Words(uint64_t constant) : r(constant - Register<uint64_t>{}) {}
+  explicit ACTREG_HD Words(Register<uint64_t> value) : r(value) {}
+
+  friend ACTREG_HD Words operator^(Words a, Words b) { return Words(a.r ^ b.r); }
+  friend ACTREG_HD Words operator>>(Words a, int bits) { return Words(a.r >> bits); }
+  // The one intrinsic that plain C++ does not reach: compilers multiply all 64 bits.
+  friend ACTREG_HD Words multiply_low_words(Words a, uint32_t b) {
+#if defined(__x86_64__) && ACTREG_VECTOR_BYTES == 64
+    return Words((Register<uint64_t>)_mm512_mul_epu32((__m512i)a.r, _mm512_set1_epi64(b)));
+#elif defined(__x86_64__) && ACTREG_VECTOR_BYTES == 32
+    return Words((Register<uint64_t>)_mm256_mul_epu32((__m256i)a.r, _mm256_set1_epi64x(b)));
+#elif defined(__x86_64__)
+    return Words((Register<uint64_t>)_mm_mul_epu32((__m128i)a.r, _mm_set1_epi64x(b)));
+#elif defined(__aarch64__)
+    return Words((Register<uint64_t>)vmull_u32(vmovn_u64((uint64x2_t)a.r), vdup_n_u32(b)));
+#else
+    return Words((a.r & 0xFFFFFFFFu) * uint64_t{b});
+#endif
+  }
+};
+
+// The two vectors that take turns over the lanes of a and b: a0 b0 a2 b2 ... and a1 b1 a3 b3 ...
+ACTREG_HD void interleave(Register<uint64_t> a, Register<uint64_t> b,
+                          Register<uint64_t> (&out)[2]) {
+#if defined(__clang__)
+  for (int lane = 0; lane < Words::kLanes; lane += 2) {
+    out[0][lane] = a[lane], out[0][lane + 1] = b[lane];
+    out[1][lane] = a[lane + 1], out[1][lane + 1] = b[lane + 1];
+  }
+#else
+  Register<uint64_t> even;
+  for (int lane = 0; lane < Words::kLanes; lane += 2) {
+    even[lane] = lane, even[lane + 1] = Words::kLanes + lane;
+  }
+  out[0] = __builtin_shuffle(a, b, even);
+  out[1] = __builtin_shuffle(a, b, even + 1);
+#endif
+}

@@ -1,0 +1,128 @@
+// Elements in memory to numbers in registers and back. Layer: cpu. Included as simd.h is.
+// float16 and bfloat16 are computed in float32 and rounded once, to nearest even.
+
+template <class E>
+struct NumberOf {
+  using type = Vec<float>;
+};
+template <>
+struct NumberOf<double> {
+  using type = Vec<double>;
+};
+
+template <class R>
+ACTREG_HD R load_register(const void* from) {
+  R value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+ACTREG_HD Vec<float> load(const float* from) {
+  return Vec<float>(load_register<Register<float>>(from));
+}
+ACTREG_HD Vec<double> load(const double* from) {
+  return Vec<double>(load_register<Register<double>>(from));
+}
+ACTREG_HD void store(float* to, Vec<float> x) { __builtin_memcpy(to, &x.r, sizeof x.r); }
+ACTREG_HD void store(double* to, Vec<double> x) { __builtin_memcpy(to, &x.r, sizeof x.r); }
+
+// 16 random bits for each lane, widened to the lane.
+template <class S>
+ACTREG_HD Mask<S> are_below(const uint16_t* bits, uint32_t threshold) {
+  using Int = typename Lane<S>::Int;
+  using Narrow = Register<uint16_t, ACTREG_VECTOR_BYTES * 2 / sizeof(S)>;
+  return {__builtin_convertvector(load_register<Narrow>(bits), Register<Int>) <
+          static_cast<Int>(threshold)};
+}
+
+using Bits = Register<uint32_t>;
+using HalfBits = Register<uint16_t, ACTREG_VECTOR_BYTES / 2>;
+
+ACTREG_HD Bits load_bits(const void* from) {
+  return __builtin_convertvector(load_register<HalfBits>(from), Bits);
+}
+ACTREG_HD void store_bits(void* to, Bits bits) {
+  const HalfBits narrow = __builtin_convertvector(bits, HalfBits);
+  __builtin_memcpy(to, &narrow, sizeof narrow);
+}
+
+ACTREG_HD Vec<float> load(const BFloat16* from) {
+  return Vec<float>((Register<float>)(load_bits(from) << 16));
+}
+ACTREG_HD void store(BFloat16* to, Vec<float> x) {
+  const Bits bits = (Bits)x.r;
+  const Bits rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+  const Bits nan = (bits >> 16) | 0x40u;
+  store_bits(to, (Bits)(x.r == x.r ? (Register<int32_t>)rounded : (Register<int32_t>)nan));
+}
+
+#if defined(__x86_64__) && ACTREG_VECTOR_BYTES == 64
+ACTREG_HD Vec<float> load(const Half* from) {
+  return Vec<float>((Register<float>)_mm512_cvtph_ps(load_register<__m256i>(from)));
+}
+ACTREG_HD void store(Half* to, Vec<float> x) {
+  const __m256i narrow = _mm512_cvtps_ph((__m512)x.r, _MM_FROUND_TO_NEAREST_INT);
+  __builtin_memcpy(to, &narrow, sizeof narrow);
+}
+#elif defined(__x86_64__) && ACTREG_VECTOR_BYTES == 32
+ACTREG_HD Vec<float> load(const Half* from) {
+  return Vec<float>((Register<float>)_mm256_cvtph_ps(load_register<__m128i>(from)));
+}
+ACTREG_HD void store(Half* to, Vec<float> x) {
+  const __m128i narrow = _mm256_cvtps_ph((__m256)x.r, _MM_FROUND_TO_NEAREST_INT);
+  __builtin_memcpy(to, &narrow, sizeof narrow);
+}
+#else  // no instruction for it: integer arithmetic
+ACTREG_HD Vec<float> load(const Half* from) {
+  const Bits bits = load_bits(from), sign = (bits & 0x8000u) << 16;
+  const Bits shifted = (bits & 0x7FFFu) << 13;
+  const Register<float> finite = (Register<float>)shifted * 0x1p112f;  // rebias; denormals too
+  const Bits special = shifted | 0x7F800000u;                          // infinity and NaN
+  const Register<int32_t> is_special = shifted >= (0x7C00u << 13);
+  return Vec<float>((Register<float>)(sign | (is_special ? special : (Bits)finite)));
+}
+ACTREG_HD void store(Half* to, Vec<float> x) {
+  const Bits bits = (Bits)x.r, magnitude = bits & 0x7FFFFFFFu, sign = (bits >> 16) & 0x8000u;
+  // Below 2^-14 the sum with 0.5 leaves the rounded denormal in the low mantissa bits.
+  const Bits denormal = (Bits)((Register<float>)magnitude + 0.5f) - 0x3F000000u;
+  const Bits normal = (magnitude - (112u << 23) + 0xFFFu + ((magnitude >> 13) & 1u)) >> 13;
+  const Bits special = magnitude > 0x7F800000u ? Bits{} + 0x7E00u : Bits{} + 0x7C00u;
+  const Bits finite = magnitude < (113u << 23) ? denormal : normal;
+  store_bits(to, sign | (magnitude >= (143u << 23) ? special : finite));
+}
+#endif
+
+// A whole vector, or the first elements of one at the end of a tensor.
+struct Whole {};
+struct First {
+  int64_t count;
+};
+
+template <class E>
+ACTREG_HD auto load(const E* from, Whole) {
+  return load(from);
+}
+template <class E>
+ACTREG_HD auto load(const E* from, First first) {
+  E padded[NumberOf<E>::type::kLanes] = {};
+  __builtin_memcpy(padded, from, first.count * sizeof(E));
+  return load(padded);
+}
+template <class E, class V>
+ACTREG_HD void store(E* to, V value, Whole) {
+  store(to, value);
+}
+template <class E, class V>
+ACTREG_HD void store(E* to, V value, First first) {
+  E padded[V::kLanes];
+  store(padded, value);
+  __builtin_memcpy(to, padded, first.count * sizeof(E));
+}
+template <class S>
+ACTREG_HD Always lanes_of(Whole) {
+  return {};
+}
+template <class S>
+ACTREG_HD Mask<S> lanes_of(First first) {
+  return first_lanes<S>(first.count);
+}
