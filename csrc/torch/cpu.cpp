@@ -1,0 +1,163 @@
+// The operators on the CPU: memory, threads, the generator, the choice of instruction set.
+// Layer: torch.
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <c10/util/SmallVector.h>
+#include <torch/library.h>
+
+#include <mutex>
+#include <string>
+
+#include "cpu/kernels.h"
+#include "torch/cpu_capability.h"
+#include "torch/operators.h"
+
+namespace actreg {
+
+// The best that the CPU has, and not beyond what torch uses, which ATEN_CPU_CAPABILITY limits.
+const cpu::Kernels& cpu_kernels() {
+  static const cpu::Kernels& chosen = []() -> const cpu::Kernels& {
+    const std::string limit = at::get_cpu_capability();
+    bool allowed = limit != "AVX512" && limit != "AVX2" && limit != "DEFAULT";  // not x86-64
+    for (const cpu::Kernels* kernels : cpu::kAllKernels) {
+      allowed = allowed || limit == kernels->name;
+      if (allowed && kernels->is_supported()) return *kernels;
+    }
+    return cpu::kDefault;
+  }();
+  return chosen;
+}
+
+namespace {
+
+// A partial sum's share. Fixed, so that the sums do not depend on the number of threads.
+constexpr int64_t kChunk = 32 * cpu::kBlock;
+
+// Calls f(chunk, begin, end) for each chunk of [0, n), in parallel if there are several.
+template <class F>
+void for_each_chunk(int64_t n, F f) {
+  const auto run = [&](int64_t first, int64_t last) {
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      f(chunk, chunk * kChunk, std::min(n, (chunk + 1) * kChunk));
+    }
+  };
+  const int64_t chunks = (n + kChunk - 1) / kChunk;
+  if (chunks > 1) {
+    at::parallel_for(0, chunks, 1, run);
+  } else {
+    run(0, chunks);
+  }
+}
+
+// One 64-bit draw: what torch.randint(-2**63, 2**63 - 1, ()) returns, without its overhead.
+int64_t draw_seed() {
+  auto* generator = at::check_generator<at::CPUGeneratorImpl>(at::detail::getDefaultCPUGenerator());
+  const std::lock_guard<std::mutex> lock(generator->mutex_);
+  const uint64_t range = ~uint64_t{0}, lowest = uint64_t{1} << 63;
+  return static_cast<int64_t>(generator->random64() % range + lowest);
+}
+
+void set_rng_state(Problem& problem, const OptionalTensor& rng_state) {
+  if (!problem.drops) return;
+  const int64_t* state = rng_state->const_data_ptr<int64_t>();
+  problem.dropout.seed = static_cast<uint64_t>(state[0]);
+  problem.dropout.offset = static_cast<uint64_t>(state[1]);
+}
+
+Tensor penalty_of(const PenaltySums<double>& sums, const Tensor& x, const Attributes& attributes) {
+  const auto options = x.options().dtype(accumulation_type(x));
+  const auto fill = [&](Tensor penalty, std::initializer_list<double> values) {
+    if (penalty.scalar_type() == at::kDouble) {
+      std::copy(values.begin(), values.end(), penalty.mutable_data_ptr<double>());
+    } else {
+      std::copy(values.begin(), values.end(), penalty.mutable_data_ptr<float>());
+    }
+    return penalty;
+  };
+  if (!attributes.coefficients) return fill(at::empty({2}, options), {sums.l1, sums.l2});
+  return fill(at::empty({}, options), {weighted(sums, *attributes.coefficients)});
+}
+
+std::tuple<Tensor, Tensor> forward_cpu(const Tensor& input, const OptionalTensor& rng_state,
+                                       ACTREG_ATTRIBUTES) {
+  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
+  check(input, rng_state, attributes);
+  const Tensor x = dense(input);
+  Tensor y = at::empty_like(x);
+  Problem problem = make_problem(x, attributes);
+  problem.out = y.mutable_data_ptr();
+  set_rng_state(problem, rng_state);
+
+  const int64_t n = x.numel();
+  c10::SmallVector<PenaltySums<double>, 64> partial((n + kChunk - 1) / kChunk);
+  for_each_chunk(n, [&](int64_t chunk, int64_t begin, int64_t end) {
+    partial[chunk] = cpu_kernels().forward(problem, begin, end);
+  });
+  PenaltySums<double> total{0, 0};
+  for (const auto& sums : partial) total.l1 += sums.l1, total.l2 += sums.l2;
+  return {y, penalty_of(scaled(total, problem), x, attributes)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward_random_cpu(const Tensor& x, ACTREG_ATTRIBUTES) {
+  Tensor rng_state = at::empty({2}, x.options().dtype(at::kLong));
+  check(x, rng_state, {ACTREG_ATTRIBUTE_NAMES});  // before the generator moves
+  int64_t* state = rng_state.mutable_data_ptr<int64_t>();
+  state[0] = draw_seed();
+  state[1] = 0;
+  auto [y, penalty] = forward_cpu(x, rng_state, ACTREG_ATTRIBUTE_NAMES);
+  return {y, penalty, rng_state};
+}
+
+double number(const Tensor& dpenalty, int64_t i) {
+  const Tensor value = dpenalty.reshape(-1)[i % dpenalty.numel()];
+  return value.item<double>();
+}
+
+template <class Kernel>
+Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTensor& dpenalty,
+                    const Tensor& input, const OptionalTensor& rng_state,
+                    const Attributes& attributes) {
+  check(input, rng_state, attributes);
+  check_gradients(dy, dpenalty, input, attributes);
+  const Tensor x = dense(input), gradient = with_layout_of(x, dy);
+  Tensor dx = at::empty_like(x);
+  Problem problem = make_problem(x, attributes);
+  problem.dy = gradient.const_data_ptr();
+  problem.out = dx.mutable_data_ptr();
+  set_rng_state(problem, rng_state);
+  if (dpenalty && dpenalty->defined()) {
+    const double unit[] = {1, 1};
+    const auto c = attributes.coefficients.value_or(unit);
+    set_slopes(problem, c[0] * number(*dpenalty, 0), c[1] * number(*dpenalty, 1));
+  }
+  for_each_chunk(x.numel(),
+                 [&](int64_t, int64_t begin, int64_t end) { kernel(problem, begin, end); });
+  return dx;
+}
+
+Tensor backward_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
+                    const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
+  return run_backward(cpu_kernels().backward, dy, dpenalty, x, rng_state, {ACTREG_ATTRIBUTE_NAMES});
+}
+
+Tensor curvature_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
+                     const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
+  OptionalTensor wide_dy;
+  if (dy) wide_dy = dy->to(at::kDouble);
+  return run_backward(cpu::curvature, wide_dy, dpenalty, x.to(at::kDouble), rng_state,
+                      {ACTREG_ATTRIBUTE_NAMES})
+      .to(x.scalar_type());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(actreg, CPU, m) {
+  m.impl("forward", &forward_cpu);
+  m.impl("forward_random", &forward_random_cpu);
+  m.impl("backward", &backward_cpu);
+  m.impl("curvature", &curvature_cpu);
+}
+
+}  // namespace actreg

@@ -1,0 +1,10 @@
+// The CPU kernels in use. Layer: torch.
+#pragma once
+
+#include "cpu/kernels.h"
+
+namespace actreg {
+
+const cpu::Kernels& cpu_kernels();
+
+}  // namespace actreg

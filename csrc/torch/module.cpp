@@ -1,0 +1,77 @@
+// The Python module: the eager door, and what the build knows about itself. Layer: torch.
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
+
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/registry.h"
+#include "torch/cpu_capability.h"
+#include "torch/dispatch.h"
+
+namespace actreg {
+namespace {
+
+namespace py = pybind11;
+
+// l1 and l2 are divided by D already. Draws the mask's state if there is dropout and no state.
+std::pair<Tensor, Tensor> act_reg(const Tensor& x, const OptionalTensor& rng_state,
+                                  const std::string& activation,
+                                  const std::vector<double>& parameters, double p, bool on_output,
+                                  double l1, double l2) {
+  const double coefficients[] = {l1, l2};
+  if (p > 0 && !rng_state) {
+    auto [y, penalty, drawn] =
+        forward_random_operator().call(x, activation, parameters, p, on_output, coefficients);
+    return {std::move(y), std::move(penalty)};
+  }
+  auto [y, penalty] =
+      forward_operator().call(x, rng_state, activation, parameters, p, on_output, coefficients);
+  return {std::move(y), std::move(penalty)};
+}
+
+py::dict activations() {
+  py::dict all;
+  for_each_activation([&](auto act) {
+    py::dict defaults;
+    for (const auto& parameter : act.parameters()) {
+      if constexpr (!std::is_base_of_v<NoParameters, decltype(act)>) {
+        const double value = act.*parameter.member;
+        defaults[parameter.name] = std::isnan(value) ? py::object(py::none()) : py::float_(value);
+      }
+    }
+    all[act.name] = defaults;
+  });
+  return all;
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["torch"] = TORCH_VERSION;
+  info["compiler"] = __VERSION__;
+#ifdef ACTREG_CUDA
+  info["cuda"] = true;
+#else
+  info["cuda"] = false;
+#endif
+  py::list names;
+  for (const cpu::Kernels* kernels : cpu::kAllKernels) names.append(kernels->name);
+  info["instruction_sets"] = names;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.def("forward", torch::wrap_pybind_function_no_gil(act_reg), py::arg("x"), py::arg("rng_state"),
+        py::arg("activation"), py::arg("parameters"), py::arg("p"), py::arg("on_output"),
+        py::arg("l1"), py::arg("l2"));
+  m.def("activations", &activations);
+  m.def("build_info", &build_info);
+  m.def("cpu_capability", [] { return cpu_kernels().name; });
+}
+
+}  // namespace actreg

@@ -1,0 +1,175 @@
+// Schemas, checks, and the Meta kernels (shapes without data). Layer: torch.
+#include "torch/operators.h"
+
+#include <ATen/Functions.h>
+#include <torch/library.h>
+
+#include <cmath>
+
+#include "core/registry.h"
+
+namespace actreg {
+namespace {
+
+std::optional<Element> element_of(at::ScalarType type) {
+  switch (type) {  // the border between torch's enumeration and our list of types
+    case at::kFloat:
+      return float{};
+    case at::kDouble:
+      return double{};
+    case at::kHalf:
+      return Half{};
+    case at::kBFloat16:
+      return BFloat16{};
+    default:
+      return std::nullopt;
+  }
+}
+
+Activation activation_of(const Attributes& attributes) {
+  const auto& parameters = attributes.parameters;
+  auto made = make_activation({attributes.activation.data(), attributes.activation.size()},
+                              parameters.data(), parameters.size());
+  TORCH_CHECK_VALUE(made, "actreg: there is no activation '", attributes.activation, "' with ",
+                    parameters.size(), " parameters");
+  return *made;
+}
+
+Tensor like(const Tensor& x) {
+  return x.is_non_overlapping_and_dense() ? at::empty_like(x)
+                                          : at::empty_like(x, at::MemoryFormat::Contiguous);
+}
+
+Tensor penalty_like(const Tensor& x, const Attributes& attributes) {
+  const auto options = x.options().dtype(accumulation_type(x));
+  return attributes.coefficients ? at::empty({}, options) : at::empty({2}, options);
+}
+
+std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const OptionalTensor& rng_state,
+                                        ACTREG_ATTRIBUTES) {
+  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
+  check(x, rng_state, attributes);
+  return {like(x), penalty_like(x, attributes)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward_random_meta(const Tensor& x, ACTREG_ATTRIBUTES) {
+  Tensor rng_state = at::empty({2}, x.options().dtype(at::kLong));
+  auto [y, penalty] = forward_meta(x, rng_state, ACTREG_ATTRIBUTE_NAMES);
+  return {y, penalty, rng_state};
+}
+
+Tensor backward_meta(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
+                     const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
+  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
+  check(x, rng_state, attributes);
+  check_gradients(dy, dpenalty, x, attributes);
+  return like(x);
+}
+
+}  // namespace
+
+void check(const Tensor& x, const OptionalTensor& rng_state, const Attributes& attributes) {
+  TORCH_CHECK_TYPE(element_of(x.scalar_type()), "actreg: input has dtype ", x.scalar_type(),
+                   "; accepted are float32, float64, float16 and bfloat16");
+  TORCH_CHECK_VALUE(x.layout() == at::kStrided, "actreg: input has layout ", x.layout(),
+                    "; accepted are strided tensors");
+  TORCH_CHECK_VALUE(attributes.p >= 0 && attributes.p <= 1,
+                    "dropout probability has to be between 0 and 1, but got ", attributes.p);
+  if (attributes.coefficients) {
+    TORCH_CHECK_VALUE(attributes.coefficients->size() == 2,
+                      "actreg: coefficients are {l1 / D, l2 / D}, but got ",
+                      attributes.coefficients->size(), " numbers");
+  }
+  if (attributes.p > 0) {
+    TORCH_CHECK_VALUE(rng_state.has_value() && rng_state->defined(),
+                      "actreg: dropout needs rng_state, an int64 tensor {seed, offset}");
+    TORCH_CHECK_VALUE(rng_state->scalar_type() == at::kLong && rng_state->dim() == 1 &&
+                          rng_state->sym_size(0) == 2 && rng_state->is_contiguous(),
+                      "actreg: rng_state is a contiguous int64 tensor {seed, offset} of shape "
+                      "[2], but got ",
+                      rng_state->scalar_type(), " of shape ", rng_state->sym_sizes());
+    TORCH_CHECK_VALUE(rng_state->device() == x.device(), "actreg: rng_state is on ",
+                      rng_state->device(), " and input on ", x.device());
+  }
+  activation_of(attributes);
+}
+
+void check_gradients(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
+                     const Attributes& attributes) {
+  if (dy && dy->defined()) {
+    TORCH_CHECK_VALUE(dy->sym_sizes() == x.sym_sizes() && dy->device() == x.device(),
+                      "actreg: dy has shape ", dy->sym_sizes(), " on ", dy->device(),
+                      ", but input has shape ", x.sym_sizes(), " on ", x.device());
+  }
+  if (dpenalty && dpenalty->defined()) {
+    TORCH_CHECK_VALUE(dpenalty->sym_numel() == (attributes.coefficients ? 1 : 2) &&
+                          dpenalty->device() == x.device(),
+                      "actreg: dpenalty is a scalar, or two numbers without coefficients, on ",
+                      x.device(), "; but got shape ", dpenalty->sym_sizes(), " on ",
+                      dpenalty->device());
+  }
+}
+
+Tensor dense(const Tensor& x) { return x.is_non_overlapping_and_dense() ? x : x.contiguous(); }
+
+Tensor with_layout_of(const Tensor& x, const OptionalTensor& dy) {
+  if (!dy || !dy->defined()) return at::zeros_like(x);
+  if (dy->scalar_type() == x.scalar_type() && dy->strides() == x.strides()) return *dy;
+  return at::empty_like(x).copy_(*dy);
+}
+
+at::ScalarType accumulation_type(const Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+Problem make_problem(const Tensor& x, const Attributes& attributes) {
+  Problem problem;
+  problem.activation = activation_of(attributes);
+  problem.element = *element_of(x.scalar_type());
+  problem.x = x.const_data_ptr();
+  problem.dropped_count = !attributes.on_output;
+  problem.dropout = Dropout(attributes.p);
+  problem.drops = problem.dropout.threshold != 65536;
+  return problem;
+}
+
+double weighted(const PenaltySums<double>& sums, at::ArrayRef<double> coefficients) {
+  return (coefficients[0] == 0 ? 0 : coefficients[0] * sums.l1) +
+         (coefficients[1] == 0 ? 0 : coefficients[1] * sums.l2);
+}
+
+PenaltySums<double> scaled(PenaltySums<double> sums, const Problem& problem) {
+  const double s = problem.dropped_count ? 1 : problem.dropout.scale;
+  return {s * sums.l1, s * s * sums.l2};
+}
+
+void set_slopes(Problem& problem, double dl1_sum, double dl2_sum) {
+  const auto c = scaled({dl1_sum, dl2_sum}, problem);  // t = s a: d|t| = s d|a|, dt^2 = s^2 da^2
+  problem.c1 = c.l1;
+  problem.c2_twice = 2 * c.l2;
+}
+
+TORCH_LIBRARY(actreg, m) {
+#define ATTRIBUTES \
+  "str activation, float[] parameters, float p, bool on_output, float[]? coefficients"
+  m.def("forward(Tensor x, Tensor? rng_state, " ATTRIBUTES ") -> (Tensor output, Tensor penalty)");
+  // Draws rng_state from the default generator of x's device.
+  m.def("forward_random(Tensor x, " ATTRIBUTES
+        ") -> (Tensor output, Tensor penalty, Tensor rng_state)",
+        {at::Tag::nondeterministic_seeded});
+  m.def("backward(Tensor? dy, Tensor? dpenalty, Tensor x, Tensor? rng_state, " ATTRIBUTES
+        ") -> Tensor");
+  // d(dx)/dx of backward, element by element.
+  m.def("curvature(Tensor? dy, Tensor? dpenalty, Tensor x, Tensor? rng_state, " ATTRIBUTES
+        ") -> Tensor");
+#undef ATTRIBUTES
+}
+
+TORCH_LIBRARY_IMPL(actreg, Meta, m) {
+  m.impl("forward", &forward_meta);
+  m.impl("forward_random", &forward_random_meta);
+  m.impl("backward", &backward_meta);
+  m.impl("curvature", &backward_meta);
+}
+
+}  // namespace actreg
