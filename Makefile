@@ -1,0 +1,80 @@
+# Every target first sets up what it needs in .venv, once: `make test` on a fresh clone is enough.
+PYTHON ?= python3
+TORCH ?= 2.13.0
+TORCH_INDEX ?=
+CXX ?= g++
+ARGS ?=
+
+RUN := .venv/bin/python
+READY := .venv/ready-torch-$(TORCH)
+NATIVE := $(shell find csrc -type f 2>/dev/null)
+FORMATTED := $(shell find csrc tests \( -name '*.h' -o -name '*.cpp' -o -name '*.cu*' \) 2>/dev/null)
+SANITIZED := $(patsubst %.cpp,build/sanitize/%.o,$(wildcard csrc/cpu/*.cpp tests/core/*.cpp))
+SANITIZE := -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all \
+	-fno-omit-frame-pointer -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -Wno-psabi -Icsrc
+
+.PHONY: help test demo build lint format sanitize mutate bench clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets and the variables
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo '  PYTHON=python3.12   the Python to make .venv with (3.10 or newer)'
+	@echo '  TORCH=2.11.0        another PyTorch than $(TORCH)'
+	@echo '  TORCH_INDEX=https://download.pytorch.org/whl/cpu   on Linux: PyTorch without CUDA, much smaller'
+	@echo '  ARGS="-k dropout"   options for the tests, the demo, the mutations or the benchmark'
+
+test: .venv/built  ## run the tests
+	$(RUN) -m pytest $(ARGS)
+
+demo: .venv/built  ## train on handwritten digits, with and without the fused operator
+	$(RUN) -m actreg_ext demo $(ARGS)
+
+build: .venv/built  ## compile what changed
+
+lint: .venv/built  ## check format, style and types
+	.venv/bin/clang-format --dry-run -Werror $(FORMATTED)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: $(READY)  ## format everything in place
+	.venv/bin/clang-format -i $(FORMATTED)
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+sanitize: build/sanitize/test_core  ## run the torch-free C++ under the address and undefined-behaviour sanitizers
+	$<
+
+mutate: .venv/built  ## plant faults and see the tests catch them
+	$(RUN) tools/mutate.py $(ARGS)
+
+bench: .venv/built  ## time the operator against clone, eager and torch.compile
+	$(RUN) -m benchmarks $(ARGS)
+
+clean:  ## remove what was built; .venv stays
+	rm -rf build dist *.egg-info .venv/built actreg_ext/_build.py actreg_ext/_C.*.so
+	rm -rf .mypy_cache .pytest_cache .ruff_cache
+
+# Set-up: once for each pyproject.toml, setup.py and TORCH.
+$(READY): pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("actreg_ext needs Python 3.10 or newer, \
+	and $(PYTHON) is %d.%d; name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" % sys.version_info[:2])'
+	test -x $(RUN) || $(PYTHON) -m venv .venv
+	rm -f .venv/ready-*
+	$(RUN) -m pip install --upgrade pip
+	$(RUN) -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH)
+	$(RUN) -m pip install -e '.[demo,dev,test]'
+	touch $@
+
+# The objects are those of the editable install above: only what changed since is compiled.
+.venv/built: $(READY) $(NATIVE)
+	$(RUN) setup.py build_ext --inplace
+	touch $@
+
+build/sanitize/test_core: $(SANITIZED)
+	$(CXX) $(SANITIZE) $^ -o $@
+
+build/sanitize/%.o: %.cpp $(NATIVE)
+	@mkdir -p $(@D)
+	$(CXX) $(SANITIZE) -c $< -o $@

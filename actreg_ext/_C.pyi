@@ -1,0 +1,26 @@
+"""The C++ extension module: the registry, and the eager door to the operator."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+def forward(
+    x: Tensor,
+    rng_state: Tensor | None,
+    activation: str,
+    parameters: Sequence[float],
+    p: float,
+    on_output: bool,
+    l1: float,
+    l2: float,
+) -> tuple[Tensor, Tensor]:
+    """Return (output, penalty); l1 and l2 come divided by D, rng_state None and p > 0 draws."""
+
+def activations() -> dict[str, dict[str, float | None]]:
+    """Return {name: {parameter: default, None where required}} in registry order."""
+
+def build_info() -> dict[str, str | bool | list[str]]:
+    """Return what this module was built with: torch, compiler, cuda, instruction_sets."""
+
+def cpu_capability() -> str:
+    """Return the instruction set in use: "AVX512", "AVX2" or "DEFAULT"."""

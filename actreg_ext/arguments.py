@@ -1,0 +1,195 @@
+"""The checks of the public arguments, shared by functional, nn and reference; no maths.
+
+A good call pays for a few comparisons and look-ups; the texts of the errors are in errors.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _C, errors
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+PENALTY_ON = ("activation", "output")
+REDUCTIONS = ("sum", "mean", "batch", "token")
+OPTIONS = ("activation", "l1", "l2", "p", "training", "penalty_on", "reduction", "seed")
+
+# The C++ registry: name -> {parameter: default, or None where a value is required}.
+DEFAULTS: dict[str, dict[str, float | None]] = _C.activations()
+_READY: dict[str, tuple[float, ...]] = {
+    name: tuple(value for value in parameters.values() if value is not None)
+    for name, parameters in DEFAULTS.items()
+    if None not in parameters.values()
+}
+# What torch itself refuses, plus the two values that make every output NaN or infinite.
+_CONSTRAINTS: dict[str, tuple[Callable[..., bool], str]] = {
+    "celu": (lambda alpha: alpha != 0, "alpha must not be 0"),
+    "softplus": (lambda beta, threshold: beta != 0, "beta must not be 0"),
+    "hardtanh": (lambda low, high: low <= high, "min_val must not be greater than max_val"),
+    "softshrink": (lambda lambd: 0 <= lambd < math.inf, "lambd must be finite and at least 0"),
+}
+_INF = math.inf
+_STRIDED = torch.strided
+
+
+def check(
+    input: Tensor,
+    activation: str | nn.Module,
+    given: Mapping[str, Any],
+    l1: float,
+    l2: float,
+    p: float,
+    training: bool,
+    penalty_on: str,
+    reduction: str,
+    seed: int | Tensor | None,
+) -> tuple[str, tuple[float, ...], float, float, float, bool]:
+    """Check every argument of `act_reg`; return name, parameters, l1, l2, p and on_output.
+
+    The p returned is the one in force: 0 when not training.
+    """
+    if type(activation) is str and not given and activation in _READY:
+        parameters = _READY[activation]
+    else:
+        activation, parameters = resolve(activation, given)
+    if (
+        not isinstance(input, Tensor)
+        or input.dtype not in DTYPES
+        or input.layout is not _STRIDED
+        or input.is_nested
+    ):
+        raise errors.bad_input(input, DTYPES)
+    if type(l1) is not float or not 0.0 <= l1 < _INF:
+        l1 = coefficient("l1", l1)
+    if type(l2) is not float or not 0.0 <= l2 < _INF:
+        l2 = coefficient("l2", l2)
+    if type(p) is not float or not 0.0 <= p <= 1.0:
+        p = probability(p)
+    if training is not True:
+        if training is not False:
+            raise TypeError(f"training must be True or False, but got {errors.shown(training)}")
+        p = 0.0
+    if penalty_on not in PENALTY_ON:
+        raise errors.not_one_of("penalty_on", penalty_on, PENALTY_ON)
+    if reduction not in REDUCTIONS:
+        raise errors.not_one_of("reduction", reduction, REDUCTIONS)
+    if seed is not None:
+        check_seed(seed)
+    return activation, parameters, l1, l2, p, penalty_on == "output"
+
+
+def resolve(activation: str | nn.Module, given: Mapping[str, Any]) -> tuple[str, tuple[float, ...]]:
+    """Return the registry's name and all parameters, in registry order, of what a caller wrote."""
+    if isinstance(activation, nn.Module):
+        if given:
+            raise errors.parameters_of_module(activation, given)
+        activation, given = _from_module(activation)
+    if not isinstance(activation, str) or activation not in DEFAULTS:
+        raise errors.not_one_of("activation", activation, DEFAULTS)
+    if activation == "gelu" and "approximate" in given:  # torch's way to write gelu_tanh
+        given = dict(given)
+        approximate = given.pop("approximate")
+        if approximate not in ("none", "tanh"):
+            raise errors.not_one_of("approximate", approximate, ("none", "tanh"))
+        activation = "gelu_tanh" if approximate == "tanh" else "gelu"
+    defaults = DEFAULTS[activation]
+    for name in given:
+        if name not in defaults:
+            raise errors.unknown_parameter(activation, name, given[name], defaults, OPTIONS)
+    parameters = tuple(
+        [
+            _parameter(activation, name, given.get(name, default))
+            for name, default in defaults.items()
+        ]
+    )
+    if activation in _CONSTRAINTS:
+        accepts, accepted = _CONSTRAINTS[activation]
+        if not accepts(*parameters):
+            values = errors.listed(dict(zip(defaults, parameters, strict=True)))
+            raise ValueError(f"{activation}: {accepted}, but got {values}")
+    return activation, parameters
+
+
+def _from_module(module: nn.Module) -> tuple[str, dict[str, Any]]:
+    """Return the name and parameters of a torch.nn activation (exactly that class)."""
+    from .reference import ACTIVATIONS  # here, because reference imports this file
+
+    if type(module) is nn.GELU:
+        return "gelu", {"approximate": module.approximate}
+    for name, (_, kind) in ACTIVATIONS.items():
+        if type(module) is kind:
+            return name, {parameter: getattr(module, parameter) for parameter in DEFAULTS[name]}
+    kinds = [kind.__name__ for _, kind in ACTIVATIONS.values() if kind is not None]
+    raise errors.unknown_module(module, kinds)
+
+
+def _parameter(activation: str, name: str, value: object) -> float:
+    if type(value) is float and value == value:
+        return value
+    if value is None:
+        raise TypeError(f"{activation}: {name} is required; pass {name}=<a real number> by name")
+    number = real(f"{activation}: {name}", value)
+    if number != number:
+        raise ValueError(f"{activation}: {name} must be a real number, but got nan")
+    return number
+
+
+def real(argument: str, value: object) -> float:
+    """Return a real number as a float; a bool, a string or a tensor is none."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise errors.not_real(argument, value)
+    return float(value)
+
+
+def coefficient(argument: str, value: object) -> float:
+    """Return l1 or l2 as a float: finite and at least 0."""
+    number = real(argument, value)
+    if not 0.0 <= number < math.inf:
+        raise ValueError(f"{argument} must be finite and at least 0, but got {value}")
+    return number
+
+
+def probability(p: object) -> float:
+    """Return p as a float in [0, 1]."""
+    number = real("p", p)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"p: dropout probability has to be between 0 and 1, but got {p}")
+    return number
+
+
+def check_seed(seed: object) -> None:
+    """Check that a seed is an int of torch.manual_seed's range or an int64 tensor [2]."""
+    if isinstance(seed, Tensor):
+        if seed.dtype is not torch.int64 or seed.shape != (2,):
+            raise ValueError(
+                "seed: a tensor must be int64 of shape [2], holding {seed, offset}, "
+                f"but got {errors.shown(seed)}"
+            )
+    elif isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(
+            f"seed must be None, an int or an int64 tensor of {{seed, offset}}, "
+            f"but got {errors.shown(seed)}"
+        )
+    elif not -(2**63) <= int(seed) < 2**64:
+        raise ValueError(f"seed must be in [-2^63, 2^64 - 1], but got {seed}")
+
+
+def rng_state(seed: int | Tensor, device: torch.device) -> Tensor:
+    """Return a checked seed as the int64 tensor {seed, offset} on `device`."""
+    if isinstance(seed, Tensor):
+        return seed.to(device).contiguous()
+    signed = int(seed) - 2**64 if seed >= 2**63 else int(seed)  # the same 64 bits
+    return torch.tensor([signed, 0], dtype=torch.int64, device=device)
+
+
+def choice(argument: str, value: str, accepted: tuple[str, ...]) -> str:
+    """Return a value that is one of the names accepted."""
+    if value not in accepted:
+        raise errors.not_one_of(argument, value, accepted)
+    return value

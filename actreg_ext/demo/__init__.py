@@ -1,0 +1,127 @@
+"""`python -m actreg_ext demo`: what the operator does for a real, if small, training.
+
+The same multilayer perceptron learns scikit-learn's bundled handwritten digits three times for each
+seed: without regularization, with L1, L2 and dropout written in plain PyTorch, and with `ActReg`.
+One table and one figure compare them, and the demo itself checks what it claims: that `ActReg`
+trains to the accuracy of the plain code, and that both overfit less than no regularization.
+
+The setting (`experiment.Setting`) was chosen once, with round numbers, to make overfitting visible
+in a short time: 512 of the 1797 images to learn from, two hidden layers of 1024 units, a learning
+rate of three times Adam's default. Early stopping sees the validation images alone. Other values of
+the same size (l1 and l2 from 0.1 to 1, p from 0.3 to 0.5) give the same picture.
+
+`figure` and `report` are the only modules here that import matplotlib and rich, `experiment` and
+`training` scikit-learn and ignite: `main` imports them late, to name what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+__all__ = ["main"]
+
+EXTRAS = {
+    "ignite": "pytorch-ignite",
+    "matplotlib": "matplotlib",
+    "rich": "rich",
+    "sklearn": "scikit-learn",
+}
+FIGURE_FORMATS = (".pdf", ".png", ".svg")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, print the table and the verdict, write the figure.
+
+    Args:
+        argv: the command line after `demo`; None takes it from `sys.argv`.
+
+    Returns:
+        0 if both claims hold, 1 if one does not or if a package that the demo needs is missing.
+    """
+    options = _parser().parse_args(argv)
+    try:
+        return _run(options)
+    except ModuleNotFoundError as error:
+        package = EXTRAS.get((error.name or "").split(".")[0])
+        if package is None:
+            raise
+        print(f'The demo needs {package}: pip install "actreg_ext[demo]"', file=sys.stderr)
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .experiment import VARIANTS, Setting
+    from .figure import draw
+    from .report import Report, console, progress_bar
+    from .timing import step_times
+    from .training import train
+
+    setting = Setting()
+    seeds = range(options.seeds or (3 if options.quick else 5))
+    console.print(setting.describe(len(seeds)), highlight=False)
+    started = time.perf_counter()
+    runs = []
+    with progress_bar(total=len(seeds) * len(VARIANTS) + 1) as step:
+        for seed in seeds:
+            for variant in VARIANTS:
+                label = f"seed {seed + 1} of {len(seeds)}, {variant.name}"
+                runs.append(train(variant, seed, setting, options.device, partial(step, label)))
+                step(label, None)
+        times = step_times(setting, options.device, 20 if options.quick else 60, step)
+    report = Report(runs, times)
+    report.print()
+    draw(report, setting, options.figure)
+    console.print(f"Figure: {options.figure}", highlight=False, soft_wrap=True)
+    console.print(f"Took {time.perf_counter() - started:.0f} s.", highlight=False)
+    return 0 if report.holds else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m actreg_ext demo",
+        description="Train on handwritten digits without regularization, with L1, L2 and dropout "
+        "in plain PyTorch, and with ActReg; compare accuracy, overfitting and time.",
+    )
+    parser.add_argument("--seeds", type=_seeds, metavar="N", help="seeds, at least 2 (default: 5)")
+    parser.add_argument("--device", type=_device, default="cpu", help="device (default: cpu)")
+    parser.add_argument(
+        "--figure",
+        type=_figure,
+        default="actreg_demo.png",
+        metavar="FILE",
+        help="where the figure goes, .png, .pdf or .svg (default: %(default)s)",
+    )
+    parser.add_argument("--quick", action="store_true", help="3 seeds and fewer timed steps")
+    return parser
+
+
+def _seeds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: a spread needs an integer of at least 2")
+    return int(text)
+
+
+def _device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+        torch.zeros(1, device=device).item()
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: {reason}") from None
+    return device
+
+
+def _figure(text: str) -> Path:
+    path = Path(text).expanduser()
+    if path.suffix not in FIGURE_FORMATS:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in one of {', '.join(FIGURE_FORMATS)}")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no directory {str(path.parent)!r}")
+    return path

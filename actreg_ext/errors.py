@@ -1,0 +1,96 @@
+"""The texts of the errors: the argument, the value given, what is accepted, the nearest name.
+
+Only bad calls come here. Each function returns the exception, and arguments.py raises it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+
+def not_one_of(argument: str, value: object, accepted: Iterable[str]) -> ValueError | TypeError:
+    """Build the error for a value that is none of the names accepted."""
+    names = list(accepted)
+    text = f"{argument} must be one of {', '.join(names)}, but got {shown(value)}"
+    if isinstance(value, str):
+        return ValueError(text + nearest(value, names))
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        return TypeError(f"{text}; pass an instance: {value.__name__}(...)")
+    return TypeError(text + nearest(getattr(value, "__name__", ""), names))
+
+
+def unknown_module(module: nn.Module, accepted: Iterable[str]) -> TypeError:
+    """Build the error for a module that is none of torch.nn's activations."""
+    names = list(accepted)
+    return TypeError(
+        f"activation must be a name or an instance of exactly one of torch.nn's classes "
+        f"{', '.join(names)} (a subclass may compute something else), but got {module!r}"
+        f"{nearest(type(module).__name__, names)}"
+    )
+
+
+def parameters_of_module(module: nn.Module, given: Mapping[str, object]) -> TypeError:
+    """Build the error for parameters given beside a module that has its own."""
+    return TypeError(
+        f"activation_parameters belong to an activation given by name; {module!r} brings its own, "
+        f"but got also {listed(given)}"
+    )
+
+
+def unknown_parameter(
+    activation: str,
+    name: str,
+    value: object,
+    accepted: Mapping[str, float | None],
+    options: Iterable[str],
+) -> TypeError:
+    """Build the error for a keyword that neither the activation nor act_reg has."""
+    parameters = ", ".join(k if v is None else f"{k}={v}" for k, v in accepted.items())
+    return TypeError(
+        f"{name}={value!r}: {activation} takes {parameters or 'no parameters'}; act_reg takes "
+        f"{', '.join(options)}{nearest(name, [*accepted, *options])}"
+    )
+
+
+def not_real(argument: str, value: object) -> TypeError:
+    """Build the error for what is not a real number."""
+    hint = " (for a tensor of one element pass its .item())" if isinstance(value, Tensor) else ""
+    return TypeError(f"{argument} must be a real number, but got {shown(value)}{hint}")
+
+
+def bad_input(input: object, dtypes: tuple[object, ...]) -> TypeError:
+    """Build the error for an input that is not a dense tensor of one of the dtypes."""
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    text = f"input must be a dense (strided) tensor of dtype {names}, but got"
+    if not isinstance(input, Tensor):
+        return TypeError(f"{text} {shown(input)}")
+    if input.is_quantized:
+        return TypeError(f"{text} {input.dtype}: call .dequantize() first")
+    if input.dtype not in dtypes:
+        way = "pass .real or .abs()" if input.is_complex() else "convert it with .to(torch.float32)"
+        return TypeError(f"{text} {input.dtype}: {way}")
+    if input.is_nested:
+        return TypeError(f"{text} a nested tensor: pass its .values(), or pad it")
+    return TypeError(f"{text} layout {input.layout}: call .to_dense() first")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return a hint at the name that was probably meant, or nothing."""
+    by_lower = {candidate.lower(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
+
+
+def listed(values: Mapping[str, object]) -> str:
+    """Return name=value, name=value, ..."""
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
+
+
+def shown(value: object) -> str:
+    """Return a value with its type, a tensor in words."""
+    if isinstance(value, Tensor):
+        return f"a tensor of {value.dtype} and shape {list(value.shape)}"
+    return repr(value) if isinstance(value, str) else f"{value!r} ({type(value).__name__})"

@@ -1,0 +1,224 @@
+"""The operator as a function: checks, then one call into C++, or one registered op under tracing.
+
+No maths here: reference.py says what is computed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from . import _C, arguments, ops, reference
+from .arguments import check
+from .reference import ActRegOutput, denominator
+
+__all__ = ["ActRegOutput", "act_reg", "activations", "dropout_mask"]
+
+_DEVICES = {"cpu", "meta"} | ({"cuda"} if _C.build_info()["cuda"] else set())
+_warned: set[str] = set()
+_forward = _C.forward
+_new = tuple.__new__
+
+
+def act_reg(
+    input: Tensor,
+    activation: str | nn.Module = "relu",
+    *,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    p: float = 0.0,
+    training: bool = True,
+    penalty_on: str = "activation",
+    reduction: str = "mean",
+    seed: int | Tensor | None = None,
+    **activation_parameters: float | str,
+) -> ActRegOutput:
+    r"""Compute y = where(keep, act(x) * s, 0) and its L1 and L2 penalty in one pass over x.
+
+    The same as, in one kernel and with one more kernel for the whole gradient::
+
+        a = torch.nn.functional.<activation>(input, **activation_parameters)
+        output = torch.nn.functional.dropout(a, p, training)
+        t = a if penalty_on == "activation" else output
+        penalty = (l1 * t.abs().sum() + l2 * t.square().sum()) / D
+
+    The gradient, with c1 = l1 * dpenalty / D, c2 = l2 * dpenalty / D and sign(0) = 0, is
+
+        dx = act'(x) * (keep ? s * dy : 0  +  (c1 * sign(t) + 2 * c2 * t) * dt/da).
+
+    An element is kept when 16 random bits are below T = round((1 - p) * 65536), and s = 65536 / T,
+    so the mean of the output is exactly a. The bits are a function of the seed and of the element's
+    position in memory only, so the mask is the same on every device, for any number of threads, and
+    in `reference.act_reg`; it is not stored. Kept for the backward: the input and 16 bytes.
+
+    Shapes: input any, dense in any memory order (channels_last stays so) or strided (made
+    contiguous); output the same shape and dtype; penalty 0-d, float32, or float64 for float64.
+
+    Args:
+        input: x, a float32, float64, float16 or bfloat16 tensor.
+        activation: a name from `actreg_ext.activations()`, or an activation of torch.nn such as
+            `nn.LeakyReLU(0.2)`, whose parameters are taken (`inplace` is ignored).
+        l1: factor of sum |t|; finite, at least 0.
+        l2: factor of sum t^2 (no one half, as in Keras); finite, at least 0.
+        p: probability of an element to be dropped, in [0, 1]. p = 0 draws no random number.
+        training: if False no element is dropped; the penalty is computed all the same.
+        penalty_on: "activation" (t = a, before dropout) or "output" (t = y, after it).
+        reduction: what D is: "mean" the number of elements, "batch" size(0), "token" the number of
+            elements / size(-1), "sum" 1. Of an empty tensor the penalty is 0.
+        seed: None draws from the default generator of the input's device (torch.manual_seed rules);
+            an int in [-2^63, 2^64 - 1]; or an int64 tensor {seed, offset}, for which many calls
+            may share a seed and differ in the offset.
+        **activation_parameters: parameters of a named activation, as torch calls them.
+
+    Returns:
+        ActRegOutput: a named tuple (output, penalty), both differentiable, also twice.
+
+    Raises:
+        TypeError: an argument of the wrong kind, an unknown parameter, an input that is not a
+            dense floating-point tensor.
+        ValueError: an unknown name, or a number out of range.
+
+    References:
+        Keras' activity_regularizer; Merity et al., "Revisiting Activation Regularization for
+        Language RNNs", arXiv:1708.01009; Srivastava et al., "Dropout", JMLR 15 (2014).
+
+    Example:
+        >>> x = torch.tensor([-1.0, 2.0, 3.0], requires_grad=True)
+        >>> output, penalty = act_reg(x, "relu", l1=0.5, l2=0.25, reduction="sum")
+        >>> output.tolist(), penalty.item()
+        ([0.0, 2.0, 3.0], 5.75)
+        >>> (output.sum() + penalty).backward()
+        >>> x.grad
+        tensor([0.0000, 2.5000, 3.0000])
+    """
+    if has_torch_function_unary(input) and not is_compiling():  # tracing overrides each op
+        return handle_torch_function(
+            act_reg,
+            (input,),
+            input,
+            activation,
+            l1=l1,
+            l2=l2,
+            p=p,
+            training=training,
+            penalty_on=penalty_on,
+            reduction=reduction,
+            seed=seed,
+            **activation_parameters,
+        )
+    name, parameters, l1, l2, p, on_output = check(
+        input, activation, activation_parameters, l1, l2, p, training, penalty_on, reduction, seed
+    )
+    if is_compiling():
+        return _traced(input, name, parameters, l1, l2, p, on_output, reduction, seed)
+    if not input.is_cpu and input.device.type not in _DEVICES:
+        _warn_no_kernel(input.device.type)
+        return reference.composite(input, name, parameters, l1, l2, p, on_output, reduction, seed)
+    if l1 or l2:
+        size = denominator(input, reduction)
+        l1 /= size
+        l2 /= size
+    state = None if seed is None or p == 0.0 else arguments.rng_state(seed, input.device)
+    return _new(ActRegOutput, _forward(input, state, name, parameters, p, on_output, l1, l2))
+
+
+def _traced(
+    x: Tensor,
+    activation: str,
+    parameters: tuple[float, ...],
+    l1: float,
+    l2: float,
+    p: float,
+    on_output: bool,
+    reduction: str,
+    seed: int | Tensor | None,
+) -> ActRegOutput:
+    """Call the op under torch.compile or torch.export.
+
+    The seed comes from torch.randint and the op is pure: AOTAutograd merges two equal calls of a
+    custom random op, which would give two layers one mask, and makes an exception for torch's own.
+    The coefficients stay outside the op, where a changing float does not compile again.
+    """
+    if x.device.type not in _DEVICES or not _traced_as_op(p):
+        return reference.composite(x, activation, parameters, l1, l2, p, on_output, reduction, seed)
+    state = None
+    if p > 0:
+        state = reference.draw(x.device) if seed is None else arguments.rng_state(seed, x.device)
+    output, sums = ops.forward(x, state, activation, parameters, p, on_output, None)
+    size = denominator(x, reduction)
+    penalty = sums[:0].sum()  # 0, and in the graph whatever the coefficients
+    if l1:  # a coefficient of 0 is off: 0 * inf would be NaN
+        penalty = penalty + l1 / size * sums[0]
+    if l2:
+        penalty = penalty + l2 / size * sums[1]
+    return ActRegOutput(output, penalty)
+
+
+def _traced_as_op(p: float) -> bool:
+    """Say whether a compiled graph gets our op, or torch's own ops, which fuse with neighbours."""
+    return True
+
+
+def _warn_no_kernel(device: str) -> None:
+    if device not in _warned:
+        _warned.add(device)
+        warnings.warn(
+            f"actreg_ext has no kernel for {device} tensors in this build and computes them in "
+            f"plain PyTorch: the same results, more slowly (`python -m actreg_ext doctor`)",
+            stacklevel=3,
+        )
+
+
+def dropout_mask(
+    shape: int | Sequence[int],
+    p: float,
+    seed: int | Tensor | None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Return keep = r(i) < round((1 - p) * 65536): the mask that `act_reg` uses, True where kept.
+
+    Equivalent to `act_reg(torch.ones(shape), "identity", p=p, seed=seed).output != 0`, and computed
+    so. Position i runs in contiguous order; for a channels_last input of shape (N, C, H, W) ask for
+    the mask of shape (N, H, W, C) and permute it.
+
+    Args:
+        shape: the shape of the input.
+        p: probability of an element to be dropped, in [0, 1].
+        seed: as in `act_reg`; None draws one.
+        device: where the mask is made; torch's default device if None.
+
+    Returns:
+        bool tensor of shape `shape`.
+
+    Raises:
+        TypeError: p or seed of the wrong kind.
+        ValueError: p or seed out of range.
+
+    Example:
+        >>> dropout_mask((2, 4), p=0.5, seed=0)
+        tensor([[False,  True, False, False],
+                [False, False, False, False]])
+    """
+    p = arguments.probability(p)
+    if seed is not None:
+        arguments.check_seed(seed)
+    ones = torch.ones(shape, dtype=torch.bfloat16, device=device)
+    return act_reg(ones, "identity", p=p, seed=seed).output != 0
+
+
+def activations() -> dict[str, dict[str, float | None]]:
+    """Return {name: {parameter: default}} of every activation, from the C++ registry.
+
+    A default of None means that the parameter has to be given. Names, parameters and defaults are
+    those of torch.nn.functional.
+
+    Example:
+        >>> activations()["leaky_relu"]
+        {'negative_slope': 0.01}
+    """
+    return _C.activations()

@@ -1,0 +1,236 @@
+"""The operator as a module, which keeps its penalty until `collect_penalty` asks for it.
+
+No maths here: functional.py does the work.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+
+from . import arguments
+from .functional import act_reg
+
+__all__ = ["ActReg", "collect_penalty"]
+
+_MANY = 1000  # forwards that nobody collected: their graphs fill the memory
+_LOST = (
+    "ActReg: its forward ran under torch.no_grad() and again in the backward pass, which is what "
+    "torch.utils.checkpoint does with use_reentrant=True; the penalty of such a forward cannot "
+    "reach the loss. Call checkpoint(..., use_reentrant=False)."
+)
+
+
+class _Pending:
+    """What the forwards of one module left to be collected."""
+
+    def __init__(self) -> None:
+        self.penalty: Tensor | None = None
+        self.forwards = 0
+        self.lost = False  # the last training forward was under no_grad and nothing is pending
+
+    def add(self, penalty: Tensor) -> None:
+        """Add to one running sum: a list would compile again for each of its lengths."""
+        if self.penalty is not None:
+            penalty = self.penalty.to(penalty.device) + penalty
+        self.penalty = penalty
+
+    def take(self) -> Tensor | None:
+        """Hand over the sum and forget it."""
+        penalty, self.penalty = self.penalty, None
+        if not is_compiling():
+            self.forwards = 0
+        return penalty
+
+
+class ActReg(nn.Module):
+    r"""y = where(keep, act(x) * s, 0), with l1 * sum|t| + l2 * sum t^2 over D for the loss.
+
+    Stands where an activation and an `nn.Dropout` stood::
+
+        nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.1))
+        nn.Sequential(nn.Linear(8, 8), ActReg("relu", l1=1e-4, p=0.1))
+
+    and with l1 = l2 = p = 0 it is the activation alone. It has no parameters and no buffers, so
+    checkpoints load as before. `forward` returns y alone, of the shape and dtype of x; each forward
+    in training mode with gradients enabled adds its penalty to what `collect_penalty(model)`
+    returns. A forward in eval mode or under `torch.no_grad()` leaves nothing, and a forward that
+    activation checkpointing repeats (use_reentrant=False) counts once.
+
+    `actreg_ext.functional.act_reg` has the formulas, the gradient and the sources.
+
+    Args:
+        activation: a name from `actreg_ext.activations()` or a torch.nn activation such as
+            `nn.LeakyReLU(0.2)`, which is read and not kept.
+        l1: factor of sum |t|; finite, at least 0. May be changed at any time, as l2 and p.
+        l2: factor of sum t^2; finite, at least 0.
+        p: probability of an element to be dropped in training, in [0, 1].
+        penalty_on: "activation" (t is the activation) or "output" (t is y, after dropout).
+        reduction: D: "mean" number of elements, "batch" size(0), "token" number / size(-1),
+            "sum" 1.
+        **activation_parameters: parameters of a named activation, as torch calls them.
+
+    Raises:
+        TypeError: an argument of the wrong kind or an unknown parameter.
+        ValueError: an unknown name, or a number out of range.
+
+    Example:
+        >>> layer = ActReg("leaky_relu", l1=0.5, reduction="sum", negative_slope=0.25)
+        >>> layer
+        ActReg(leaky_relu(negative_slope=0.25), l1=0.5, reduction=sum)
+        >>> layer(torch.tensor([-4.0, 2.0], requires_grad=True))
+        tensor([-1.,  2.], grad_fn=<ActregBackward>)
+        >>> collect_penalty(layer)
+        tensor(1.5000, grad_fn=<ActregBackward>)
+    """
+
+    def __init__(
+        self,
+        activation: str | nn.Module = "relu",
+        l1: float = 0.0,
+        l2: float = 0.0,
+        p: float = 0.0,
+        penalty_on: str = "activation",
+        reduction: str = "mean",
+        **activation_parameters: float | str,
+    ) -> None:
+        super().__init__()
+        name, parameters = arguments.resolve(activation, activation_parameters)
+        self.activation = name
+        self.activation_parameters = dict(zip(arguments.DEFAULTS[name], parameters, strict=True))
+        self.l1 = arguments.coefficient("l1", l1)
+        self.l2 = arguments.coefficient("l2", l2)
+        self.p = arguments.probability(p)
+        self.penalty_on = arguments.choice("penalty_on", penalty_on, arguments.PENALTY_ON)
+        self.reduction = arguments.choice("reduction", reduction, arguments.REDUCTIONS)
+        self._pending = _Pending()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return y and leave the penalty for `collect_penalty`.
+
+        Args:
+            input: x, a floating-point tensor of any shape.
+
+        Returns:
+            y, of the shape and dtype of x.
+        """
+        output, penalty = act_reg(
+            input,
+            self.activation,
+            l1=self.l1,
+            l2=self.l2,
+            p=self.p,
+            training=self.training,
+            penalty_on=self.penalty_on,
+            reduction=self.reduction,
+            seed=None,
+            **self.activation_parameters,
+        )
+        if self.training and (self.l1 or self.l2):
+            self._keep(penalty)
+        return output
+
+    def _keep(self, penalty: Tensor) -> None:
+        pending = self._pending
+        if is_compiling():
+            # An exported program has nobody to collect from it.
+            if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+                pending.add(penalty)
+            return
+        in_backward = torch._C._current_graph_task_id() != -1
+        if not torch.is_grad_enabled():
+            if not in_backward:
+                pending.lost = pending.penalty is None
+        elif in_backward:  # activation checkpointing repeats a forward that has been counted
+            if pending.lost:
+                raise RuntimeError(_LOST)
+        else:
+            pending.lost = False
+            pending.add(penalty)
+            pending.forwards += 1
+            if pending.forwards == _MANY:
+                _warn_uncollected()
+
+    def extra_repr(self) -> str:
+        """Return the activation with its parameters, and every option that is not its default."""
+        parameters = ", ".join(f"{k}={v}" for k, v in self.activation_parameters.items())
+        shown = [f"{self.activation}({parameters})" if parameters else self.activation]
+        shown += [
+            f"{name}={getattr(self, name)}" for name in ("l1", "l2", "p") if getattr(self, name)
+        ]
+        if self.penalty_on != "activation":
+            shown.append(f"penalty_on={self.penalty_on}")
+        if self.reduction != "mean":
+            shown.append(f"reduction={self.reduction}")
+        return ", ".join(shown)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copy and pickle take: everything but the pending penalty and its graph."""
+        return {**self.__dict__, "_pending": _Pending()}
+
+    def _replicate_for_data_parallel(self) -> Any:
+        """Give a replica of nn.DataParallel, which lives for one forward, a store of its own."""
+        replica = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica._pending = _Pending()
+        if self.training and (self.l1 or self.l2):
+            warnings.warn(
+                "ActReg: the penalties of nn.DataParallel's replicas cannot be collected; use "
+                "nn.parallel.DistributedDataParallel",
+                stacklevel=2,
+            )
+        return replica
+
+
+def collect_penalty(model: nn.Module) -> Tensor:
+    """Return the sum of the penalties of every ActReg in `model` since the last call; clear them.
+
+    Equivalent to adding up the `penalty` of each `act_reg` call, differentiable like it. To be
+    called once for each step, after the forward::
+
+        loss = criterion(model(x), target) + collect_penalty(model)
+        loss.backward()
+
+    A module called twice counts twice; the same module at two places of the model is collected
+    once. Nothing is kept afterwards, so no graph outlives the loss. The copies that
+    `nn.DataParallel` makes of a model cannot be collected from: use DistributedDataParallel.
+
+    Args:
+        model: the model, or any part of it.
+
+    Returns:
+        A 0-d tensor, on the device of the first penalty. With nothing to collect a zero, on the
+        device of the model's first parameter (the CPU without one).
+
+    Raises:
+        TypeError: `model` is not an nn.Module.
+
+    Example:
+        >>> model = nn.Sequential(ActReg("relu", l1=1.0, reduction="sum"), ActReg("tanh"))
+        >>> y = model(torch.tensor([-1.0, 2.0]))
+        >>> collect_penalty(model), collect_penalty(model)
+        (tensor(2.), tensor(0.))
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
+    total: Tensor | None = None
+    for module in model.modules():
+        if isinstance(module, ActReg):
+            penalty = module._pending.take()
+            if penalty is not None:
+                total = penalty if total is None else total + penalty.to(total.device)
+    if total is not None:
+        return total
+    parameter = next(model.parameters(), None)
+    return torch.zeros((), device="cpu" if parameter is None else parameter.device)
+
+
+def _warn_uncollected() -> None:
+    warnings.warn(
+        f"ActReg: {_MANY} training forwards of one module without collect_penalty(model), which "
+        f"takes their penalties and frees their graphs; call it in each step, or set l1 = l2 = 0",
+        stacklevel=4,
+    )

@@ -1,0 +1,107 @@
+"""What torch needs to be told from Python about the operators that csrc/torch registers.
+
+`forward` is the op for traced graphs. The vmap rules compute example by example, because every
+example has its own sums and, with dropout, its own positions; without a rule torch does the same
+with a warning, and would ignore the `randomness` that the caller of vmap asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ops = torch.ops.actreg
+forward = _ops.forward.default
+forward_random = _ops.forward_random.default
+backward = _ops.backward.default
+curvature = _ops.curvature.default
+
+
+def _each(value: Any, dim: int | None, size: int) -> Sequence[Any]:
+    """Return the argument of each example of the batch."""
+    return [value] * size if dim is None else value.movedim(dim, 0).unbind(0)
+
+
+def _stack(results: Sequence[tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    outputs = tuple(map(torch.stack, zip(*results, strict=True)))
+    return outputs, (0,) * len(outputs)
+
+
+def _forward_vmap(
+    info: Any, in_dims: Sequence[int | None], x: Tensor, rng_state: Tensor | None, *rest: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Batch the pure op: a shared rng_state gives every example the same mask."""
+    examples = zip(
+        _each(x, in_dims[0], info.batch_size),
+        _each(rng_state, in_dims[1], info.batch_size),
+        strict=True,
+    )
+    return _stack([forward(x_i, state, *rest) for x_i, state in examples])
+
+
+def _forward_random_vmap(
+    info: Any,
+    in_dims: Sequence[int | None],
+    x: Tensor,
+    activation: str,
+    parameters: Sequence[float],
+    p: float,
+    *rest: Any,
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    """Batch the drawing op, with the meaning torch.vmap gives to `randomness`."""
+    if info.randomness == "error" and p > 0:
+        raise RuntimeError(
+            "vmap: act_reg with p > 0 draws random numbers: choose randomness='different' for a "
+            "mask per example, randomness='same' for one mask, or pass a seed"
+        )
+    arguments = (activation, parameters, p, *rest)
+    xs = _each(x, in_dims[0], info.batch_size)
+    if info.randomness == "different":
+        return _stack([forward_random(x_i, *arguments) for x_i in xs])
+    first = forward_random(xs[0], *arguments)
+    state = first[2]
+    others = [forward(x_i, state if p > 0 else None, *arguments) for x_i in xs[1:]]
+    outputs, dims = _stack([first[:2], *others])
+    return (*outputs, state), (*dims, None)
+
+
+def _batched(value: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """Return a tensor argument with the batch as its first dimension."""
+    if value is None:
+        return None
+    return value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+
+
+def _slope_vmap(
+    op: Any, info: Any, in_dims: Sequence[int | None], arguments: tuple[Any, ...]
+) -> tuple[Tensor, int]:
+    """Batch `backward` or `curvature`, which share their arguments."""
+    dy, dpenalty, x, rng_state, activation, parameters, p, *rest = arguments
+    rest = [activation, parameters, p, *rest]
+    if p == 0 and in_dims[1] is None:  # elementwise in x and dy: one call for the whole batch
+        dy = _batched(dy, in_dims[0], info.batch_size)
+        return op(dy, dpenalty, _batched(x, in_dims[2], info.batch_size), None, *rest), 0
+    tensors = (dy, dpenalty, x, rng_state)
+    examples = zip(
+        *[_each(t, in_dims[i], info.batch_size) for i, t in enumerate(tensors)], strict=True
+    )
+    return torch.stack([op(*example, *rest) for example in examples]), 0
+
+
+def _backward_vmap(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[Tensor, int]:
+    return _slope_vmap(backward, info, in_dims, arguments)
+
+
+def _curvature_vmap(
+    info: Any, in_dims: Sequence[int | None], *arguments: Any
+) -> tuple[Tensor, int]:
+    return _slope_vmap(curvature, info, in_dims, arguments)
+
+
+torch.library.register_vmap("actreg::forward", _forward_vmap)
+torch.library.register_vmap("actreg::forward_random", _forward_random_vmap)
+torch.library.register_vmap("actreg::backward", _backward_vmap)
+torch.library.register_vmap("actreg::curvature", _curvature_vmap)

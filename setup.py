@@ -1,0 +1,166 @@
+"""Builds actreg_ext._C against the PyTorch that the environment already has.
+
+Everything else about the package is in pyproject.toml. The switches are environment variables:
+
+    ACTREG_CUDA        0 leaves the CUDA kernels out, 1 insists on them; unset: if possible
+    ACTREG_TORCH_SITE  the site-packages directory that has torch, where it is hidden (see MISSING)
+    WERROR             1 turns warnings into errors
+    CXX, MAX_JOBS, CUDA_HOME, TORCH_CUDA_ARCH_LIST    as in every PyTorch extension
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+from glob import glob
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from setuptools import setup
+
+MISSING = """
+actreg_ext: building needs the PyTorch it will run with, and none was found in
+  {places}
+Install PyTorch first (https://pytorch.org/get-started), then one of
+  pip install .                        # pip: finds the torch of this environment
+  pip install --no-build-isolation .   # any tool (uv pip, poetry, python -m build --no-isolation)
+or point ACTREG_TORCH_SITE at the site-packages directory that has torch.
+"""
+
+
+def import_torch() -> ModuleType:
+    """The torch of the environment that is being installed into, also from an isolated build."""
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        # An isolated build of pip runs this same interpreter and only hides its site directories.
+        places = os.environ.get("ACTREG_TORCH_SITE", "").split(os.pathsep) + site.getsitepackages()
+        if sys.prefix == sys.base_prefix:
+            places.append(site.getusersitepackages())
+        places = [place for place in dict.fromkeys(places) if os.path.isdir(place)]
+        if not any(os.path.isfile(os.path.join(p, "torch", "version.py")) for p in places):
+            raise SystemExit(MISSING.format(places="\n  ".join(places))) from None
+        # Appended, so that the isolated setuptools wins; and all, for torch's dependencies.
+        sys.path += [place for place in places if place not in sys.path]
+        import torch
+    return torch
+
+
+def output_of(*command: str) -> str:
+    """What a program prints."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.stdout
+
+
+def cuda_toolkit(torch_cuda: str | None) -> tuple[str, str]:
+    """(root of the CUDA toolkit to build with, ""), or ("", why to build for the CPU alone)."""
+    if os.environ.get("ACTREG_CUDA") == "0":
+        return "", "ACTREG_CUDA=0"
+    if not glob("csrc/cuda/*.cu"):
+        return "", "this version has no CUDA kernels"
+    if torch_cuda is None:
+        return "", "this PyTorch is built without CUDA"
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    path = f"{home}/bin" if home else f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin"
+    nvcc = os.path.realpath(shutil.which("nvcc", path=path) or "")
+    if not os.path.isfile(nvcc):
+        return "", f"no nvcc was found; install CUDA {torch_cuda} or set CUDA_HOME"
+    # nvcc may be a link, whose target lies in the toolkit, or a script, which only it sees through.
+    top = re.search(r"TOP=(.+)", output_of(nvcc, "--dryrun", "_.cu"))
+    root = os.path.realpath(top[1].strip()) if top else os.path.dirname(os.path.dirname(nvcc))
+    release = re.search(r"release (\d+)", output_of(nvcc, "--version"))
+    if release and release[1] != torch_cuda.split(".")[0]:
+        return "", f"{root} is CUDA {release[1]}; set CUDA_HOME to a toolkit of CUDA {torch_cuda}"
+    return root, ""
+
+
+def openmp_flags(torch: ModuleType, include_paths: list[str], compiler: str) -> list[str]:
+    """What makes at::parallel_for, a template in a header, parallel in our translation units.
+
+    For compiling alone: without the flag in linking, the symbols resolve to the runtime that
+    libtorch has loaded, so that there is one pool of threads, which torch.set_num_threads sets.
+    """
+    if not torch.backends.openmp.is_available():
+        return []
+    if sys.platform == "darwin":  # PyTorch's wheels bring the header that Apple's compiler lacks
+        bundled = any(os.path.isfile(os.path.join(path, "omp.h")) for path in include_paths)
+        return ["-Xclang", "-fopenmp"] if bundled else []
+    if "clang" in output_of(compiler, "--version"):  # calls LLVM's runtime; torch has GCC's
+        print(
+            "actreg_ext: single-threaded, as Clang's OpenMP is not torch's; CXX=g++ has it",
+            file=sys.stderr,
+        )
+        return []
+    return ["-fopenmp"]
+
+
+def build_options() -> dict[str, Any]:
+    """The extension and the command that builds it, for setup()."""
+    torch = import_torch()
+    toolkit, cpu_only = cuda_toolkit(torch.version.cuda)
+    if toolkit:
+        os.environ["CUDA_HOME"] = toolkit  # before cpp_extension takes the parent of any nvcc
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+    elif os.environ.get("ACTREG_CUDA") == "1":
+        raise SystemExit(f"actreg_ext: ACTREG_CUDA=1, but there can be no CUDA kernels: {cpu_only}")
+    else:
+        print(f"actreg_ext: building for the CPU alone: {cpu_only}", file=sys.stderr)
+    from torch.utils import cpp_extension
+
+    # BuildExtension looks for ninja in PATH, which lacks an environment that is not activated.
+    os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
+    os.environ.setdefault("MAX_JOBS", str(os.cpu_count()))
+    include_paths = cpp_extension.include_paths()
+    openmp = openmp_flags(torch, include_paths, cpp_extension.get_cxx_compiler())
+    werror = os.environ.get("WERROR") == "1"
+    core = os.path.abspath("csrc")
+    cxx = ["-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", *openmp]
+    cxx += ["-Wall", "-Wextra", "-Wno-psabi"] + ["-Werror"] * werror
+    # Other projects' headers are system headers: no warnings about them. Ours are found by
+    # #include "..." alone: csrc/torch never hides a <torch/...>.
+    cxx += [f"-isystem{path}" for path in [*include_paths, sysconfig.get_path("include")]]
+    cxx += [f"-iquote{core}"]
+    nvcc = ["-O3", "-Xcompiler=-fvisibility=hidden", f"-I{core}"]
+    nvcc += ["-Werror=all-warnings"] * werror
+
+    cuda_sources = glob("csrc/cuda/*.cu") + glob("csrc/torch/cuda*.cpp")
+    sources = {*glob("csrc/cpu/*.cpp"), *glob("csrc/torch/*.cpp"), *cuda_sources}
+    make_extension = cpp_extension.CUDAExtension if toolkit else cpp_extension.CppExtension
+    extension = make_extension(
+        "actreg_ext._C",
+        sorted(sources if toolkit else sources - {*cuda_sources}),
+        define_macros=[("ACTREG_CUDA", None)] if toolkit else [],
+        extra_compile_args={"cxx": cxx, "nvcc": nvcc},
+    )
+
+    class BuildExtension(cpp_extension.BuildExtension):
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            # One for each torch, for editable builds too: only what changed is compiled again.
+            self.build_temp = f"build/torch-{torch.__version__}-{sys.implementation.cache_tag}"
+
+        def run(self) -> None:
+            super().run()
+            root = Path("" if self.inplace else self.build_lib)
+            (root / "actreg_ext" / "_build.py").write_text(
+                '"""What this copy of actreg_ext was built for; written by setup.py."""\n\n'
+                f"torch: str = {str(torch.__version__)!r}\n"
+                f"cuda: str | None = {torch.version.cuda if toolkit else None!r}\n"
+                f"cpu_only: str = {cpu_only!r}  # why cuda is None\n"
+                f"threads: bool = {bool(openmp)}\n"
+            )
+
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
+
+
+# Metadata and source distributions need no PyTorch. pip asks for dist_info before it downloads any
+# dependency, so that a missing PyTorch is reported at once.
+setup(**({} if sys.argv[1:2] in (["egg_info"], ["sdist"]) else build_options()))
