@@ -156,7 +156,7 @@ struct Mish : NoParameters {  // x * tanh(softplus(x)); with e = exp(-|x|), tanh
   static constexpr const char* name = "mish";  // (1 + 2 e) / (1 + 2 e + 2 e^2) for x > 0
   template <class T>                           // (2 e + e^2) / (2 + 2 e + e^2) for x < 0
   ACTREG_HD Jet<T> operator()(T x) const {
-    const T e = math::exp_of_negative(-abs(x)), square = e * e;
+    const T e = math::exp_of_negative(minus_abs(x)), square = e * e;
     const T top = select(x < T(0), e + e + square, T(1) + e + e);
     const T rest = select(x < T(0), T(2), square + square), reciprocal = T(1) / (top + rest);
     const T gate = top * reciprocal;

@@ -20,14 +20,13 @@ struct Range<float> {
   static constexpr double kRound = 0x1.8p23;  // adding it rounds to an integer, in the low bits
   static constexpr double kExpIsZero = -104;  // exp(x) rounds to 0 here and below
   static constexpr double kExpm1IsOne = -20;  // exp(x) - 1 rounds to -1 here and below
-  static constexpr double kExpIsTiny = -60;   // exp(x) may be denormal below
-  static constexpr double kTinyShift = 100, kTinyScale = 0x1p-100;
+  static constexpr double kTinyPower = -80, kTiny = 0x1p-80;
   static constexpr double kTailIsZero = 14.5;  // so does the normal distribution's tail beyond
 };
 template <>
 struct Range<double> {
   static constexpr double kRound = 0x1.8p52, kExpIsZero = -746, kExpm1IsOne = -40;
-  static constexpr double kExpIsTiny = -600, kTinyShift = 500, kTinyScale = 0x1p-500;
+  static constexpr double kTinyPower = -600, kTiny = 0x1p-600;
   static constexpr double kTailIsZero = 39;
 };
 constexpr double kLog2E = 1.4426950408889634;
@@ -60,22 +59,29 @@ ACTREG_HD ReducedExp<T> reduced_exp(T x) {
   return {shifted, r + r * r * polynomial(r, C::kExpm1)};
 }
 
+// a * 2^k for k <= 0 and a in [1/2, 2], down to the last denormal
+template <class T>
+ACTREG_HD T times_power_of_two(T a, T shifted_k) {
+  using R = Range<Scalar<T>>;
+  // 2^k itself is no normal number for the smallest k: two steps there.
+  const auto tiny = shifted_k < T(R::kRound + R::kTinyPower);
+  const T scale = power_of_two(shifted_k - select(tiny, T(R::kTinyPower), T(0)));
+  return a * scale * select(tiny, T(R::kTiny), T(1));
+}
+
 // exp(x) for x <= 0, down to the last denormal. <= 1 ulp.
 template <class T>
 ACTREG_HD T exp_of_negative(T x) {
   using R = Range<Scalar<T>>;
-  const ReducedExp<T> e = reduced_exp(select(x < T(R::kExpIsZero), T(R::kExpIsZero), x));
-  // 2^k is no normal number for the smallest x: scale in two steps there.
-  const auto tiny = x < T(R::kExpIsTiny);
-  const T scale = power_of_two(e.shifted_k + select(tiny, T(R::kTinyShift), T(0)));
-  return (scale + scale * e.m) * select(tiny, T(R::kTinyScale), T(1));
+  const ReducedExp<T> e = reduced_exp(at_least(x, T(R::kExpIsZero)));
+  return times_power_of_two(T(1) + e.m, e.shifted_k);
 }
 
 // exp(x) - 1 for x <= 0. <= 1 ulp.
 template <class T>
 ACTREG_HD T expm1_of_negative(T x) {
   using R = Range<Scalar<T>>;
-  const ReducedExp<T> e = reduced_exp(select(x < T(R::kExpm1IsOne), T(R::kExpm1IsOne), x));
+  const ReducedExp<T> e = reduced_exp(at_least(x, T(R::kExpm1IsOne)));
   const T scale = power_of_two(e.shifted_k);
   return (scale - T(1)) + scale * e.m;
 }
@@ -90,14 +96,14 @@ ACTREG_HD T log1p_of_unit(T u) {
 // 1 / (1 + exp(-x)), without cancellation in the value or in the slope
 template <class T>
 ACTREG_HD Jet<T> sigmoid(T x) {
-  const T e = exp_of_negative(-abs(x)), larger = T(1) / (T(1) + e), smaller = e * larger;
+  const T e = exp_of_negative(minus_abs(x)), larger = T(1) / (T(1) + e), smaller = e * larger;
   return {select(x < T(0), smaller, larger), smaller * larger};
 }
 
 // log(1 + exp(x)); its slope is the sigmoid
 template <class T>
 ACTREG_HD Jet<T> softplus(T x) {
-  const T e = exp_of_negative(-abs(x)), larger = T(1) / (T(1) + e);
+  const T e = exp_of_negative(minus_abs(x)), larger = T(1) / (T(1) + e);
   return {select(x < T(0), T(0), x) + log1p_of_unit(e), select(x < T(0), e * larger, larger)};
 }
 
@@ -105,8 +111,8 @@ ACTREG_HD Jet<T> softplus(T x) {
 template <class T>
 ACTREG_HD T tanh(T x) {
   using R = Range<Scalar<T>>;
-  const T z = T(-2) * abs(x);
-  const ReducedExp<T> e = reduced_exp(select(z < T(R::kExpm1IsOne), T(R::kExpm1IsOne), z));
+  const T z = T(2) * minus_abs(x);
+  const ReducedExp<T> e = reduced_exp(at_least(z, T(R::kExpm1IsOne)));
   const T scale = power_of_two(e.shifted_k);  // (1 - exp(z)) / (1 + exp(z)), each rounded once
   return copysign(((T(1) - scale) - scale * e.m) / ((T(1) + scale) + scale * e.m), x);
 }
@@ -116,7 +122,7 @@ ACTREG_HD T tanh(T x) {
 template <class T>
 ACTREG_HD Jet<T> normal_cdf(T x) {
   using C = Coefficients<Scalar<T>>;
-  const T end(Range<Scalar<T>>::kTailIsZero), z = select(abs(x) > end, end, abs(x));
+  const T z = at_most(abs(x), T(Range<Scalar<T>>::kTailIsZero));
   const T e = exp_of_negative(T(-0.5) * (z * z));
   const T tail = e * (polynomial(z, C::kTailTop) / polynomial(z, C::kTailBottom));
   return {select(x < T(0), tail, T(1) - tail), e * T(0.39894228040143267793994605993438)};

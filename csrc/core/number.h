@@ -41,6 +41,26 @@ ACTREG_HD double abs(double x) { return std::fabs(x); }
 ACTREG_HD float copysign(float magnitude, float sign) { return std::copysign(magnitude, sign); }
 ACTREG_HD double copysign(double magnitude, double sign) { return std::copysign(magnitude, sign); }
 
+template <class T>
+ACTREG_HD T minus_abs(T x) {
+  return -abs(x);
+}
+// a with its sign turned where b's is negative
+template <class T>
+ACTREG_HD T times_sign(T a, T b) {
+  return copysign(T(1), b) * a;
+}
+
+// The bound for what is beyond it; NaN stays.
+template <class T>
+ACTREG_HD T at_least(T x, T low) {
+  return select(x < low, low, x);
+}
+template <class T>
+ACTREG_HD T at_most(T x, T high) {
+  return select(x > high, high, x);
+}
+
 // 2^k, where `shifted` is k + 1.5 * 2^(mantissa bits): the sum has k in its low bits, so that
 // a shift into the exponent field leaves nothing else. k must give a normal number.
 ACTREG_HD float power_of_two(float shifted) {

@@ -34,8 +34,8 @@ template <class Act, class T, class Keep, class Counts, class Condition>
 ACTREG_HD T backward(const Act& act, T x, T dy, Keep keep, Counts counts, T s,
                      const Slopes<T, Condition>& c) {
   const Jet<T> a = act(x);
-  const T sign = select(a.value > T(0), T(1), select(a.value < T(0), T(-1), T(0)));
-  const T penalty = c.c1 * sign + select(c.l2_is_on, c.c2_twice * a.value, T(0));
+  const T l1 = select(abs(a.value) > T(0), times_sign(c.c1, a.value), T(0));  // sign(0) = 0
+  const T penalty = l1 + select(c.l2_is_on, c.c2_twice * a.value, T(0));
   return zero_wins(a.slope, select(keep, s * dy, T(0)) + select(counts, penalty, T(0)));
 }
 

@@ -38,17 +38,19 @@ ACTREG_HD void philox4x32_10(Word (&counter)[4], uint64_t key) {
   }
 }
 
+constexpr uint32_t kKeepAll = 65536;  // above every r
+
 // What draws a mask: keep(i) = r(i) < threshold, and kept elements are multiplied by `scale`,
 // which matches the threshold (not p), so that the expectation is exact.
 struct Dropout {
   uint64_t seed = 0, offset = 0;
-  uint32_t threshold = 65536;  // in [0, 65536]
+  uint32_t threshold = kKeepAll;
   double scale = 1;
 
   Dropout() = default;
   explicit Dropout(double p) {
-    threshold = static_cast<uint32_t>(std::nearbyint((1 - p) * 65536));
-    scale = threshold == 0 ? 0 : 65536.0 / threshold;
+    threshold = static_cast<uint32_t>(std::nearbyint((1 - p) * kKeepAll));
+    scale = threshold == 0 ? 0 : double{kKeepAll} / threshold;
   }
 };
 
@@ -62,9 +64,6 @@ ACTREG_HD uint32_t random_bits(const Dropout& dropout, uint64_t i) {
   uint64_t word[4] = {group, group >> 32, dropout.offset, dropout.offset >> 32};
   philox4x32_10(word, dropout.seed);
   return static_cast<uint32_t>(word[half / 2] >> (16 * (half % 2))) & 0xFFFFu;
-}
-ACTREG_HD bool keep(const Dropout& dropout, uint64_t i) {
-  return random_bits(dropout, i) < dropout.threshold;
 }
 
 }  // namespace actreg

@@ -15,8 +15,12 @@ struct Half {
 struct BFloat16 {
   uint16_t bits;
 };
-// The element types, by a value of each.
-using Element = std::variant<float, double, Half, BFloat16>;
+template <class E>
+struct ElementType {
+  using type = E;
+};
+using Element =
+    std::variant<ElementType<float>, ElementType<double>, ElementType<Half>, ElementType<BFloat16>>;
 
 // Elements are in memory order; pointers need the alignment of one element only.
 struct Problem {
@@ -25,10 +29,13 @@ struct Problem {
   const void* x = nullptr;
   const void* dy = nullptr;  // backward only
   void* out = nullptr;       // y, or dx
-  bool drops = false;        // is `dropout` to be applied
   Dropout dropout;
-  bool dropped_count = true;    // penalty on the activation: dropped elements count in it as well
+  // An element counts in the penalty if r(i) < counted: kKeepAll for the penalty on the activation,
+  // the dropout's threshold for the penalty on the output, where dropped elements are 0.
+  uint32_t counted = kKeepAll;
   double c1 = 0, c2_twice = 0;  // backward only: see Slopes in operator.h
+
+  ACTREG_HD bool drops() const { return dropout.threshold != kKeepAll; }
 };
 
 }  // namespace actreg

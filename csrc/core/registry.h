@@ -15,9 +15,18 @@ constexpr std::size_t kActivations = std::variant_size_v<Activation>;
 
 namespace detail {
 
+template <std::size_t I, class Variant>
+ACTREG_HD auto alternative(const Variant& value) {
+  using Alternative = std::variant_alternative_t<I, Variant>;
+  if constexpr (std::is_empty_v<Alternative>) {
+    return Alternative{};
+  } else {
+    return *std::get_if<I>(&value);
+  }
+}
 template <class F, class Variant, std::size_t... I>
 ACTREG_HD void visit(F& f, const Variant& value, std::index_sequence<I...>) {
-  (void)((value.index() == I && (f(*std::get_if<I>(&value)), true)) || ...);
+  (void)((value.index() == I && (f(alternative<I>(value)), true)) || ...);
 }
 template <class F, std::size_t... I>
 void for_each(F& f, std::index_sequence<I...>) {

@@ -3,18 +3,24 @@
 #define ACTREG_VECTOR_BYTES 32
 #include "cpu/prelude.h"
 
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
+#endif
 #include "cpu/loops.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
 namespace actreg {
 namespace cpu {
 namespace {
-bool is_supported() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
-}
+// Every CPU with AVX2 has F16C.
+bool is_supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 }  // namespace
 
 const Kernels kAvx2{"AVX2", &is_supported, &forward, &backward};

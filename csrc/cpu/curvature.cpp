@@ -15,9 +15,9 @@ void curvature(const Problem& problem, int64_t begin, int64_t end) {
   visit(
       [&](auto act) {
         for (int64_t i = begin; i < end; ++i) {
-          const bool keeps = !problem.drops || keep(problem.dropout, i);
-          out[i] = backward(act, Number(x[i], 1), Number(dy[i]), keeps,
-                            keeps || problem.dropped_count, Number(problem.dropout.scale), c)
+          const uint32_t r = problem.drops() ? random_bits(problem.dropout, i) : 0;
+          out[i] = backward(act, Number(x[i], 1), Number(dy[i]), r < problem.dropout.threshold,
+                            r < problem.counted, Number(problem.dropout.scale), c)
                        .derivative;
         }
       },

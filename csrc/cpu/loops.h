@@ -57,7 +57,7 @@ ACTREG_OUT_OF_LINE PenaltySums<double> forward_loop(const Act act, const Problem
   using V = typename NumberOf<E>::type;
   using S = typename V::Scalar;
   const Dropout dropout = problem.dropout;
-  const Mask<S> all = every_lane<S>(problem.dropped_count);
+  const uint32_t counted = problem.counted;
   const V s(kDrops ? dropout.scale : 1);
   alignas(64) uint16_t bits[kBlock];
   PenaltySums<double> total{0, 0};
@@ -71,14 +71,16 @@ ACTREG_OUT_OF_LINE PenaltySums<double> forward_loop(const Act act, const Problem
       const auto valid = lanes_of<S>(extent);
       const V in = load(x + j, extent);
       if constexpr (kDrops) {
-        const Mask<S> keep = are_below<S>(bits + j, dropout.threshold);
-        store(y + j, forward(act, in, keep, (keep | all) & valid, s, sums[u]), extent);
+        const auto r = load_random_bits<S>(bits + j);
+        store(y + j, forward(act, in, r < dropout.threshold, (r < counted) & valid, s, sums[u]),
+              extent);
       } else {
         store(y + j, forward(act, in, Always{}, valid, s, sums[u]), extent);
       }
     });
-    total.l1 += sum((sums[0].l1 + sums[1].l1) + (sums[2].l1 + sums[3].l1));
-    total.l2 += sum((sums[0].l2 + sums[1].l2) + (sums[2].l2 + sums[3].l2));
+    for (int u = 1; u < kUnroll; ++u) sums[0].l1 += sums[u].l1, sums[0].l2 += sums[u].l2;
+    total.l1 += sum(sums[0].l1);
+    total.l2 += sum(sums[0].l2);
   }
   return total;
 }
@@ -89,7 +91,7 @@ ACTREG_OUT_OF_LINE void backward_loop(const Act act, const Problem& problem, int
   using V = typename NumberOf<E>::type;
   using S = typename V::Scalar;
   const Dropout dropout = problem.dropout;
-  const Mask<S> all = every_lane<S>(problem.dropped_count);
+  const uint32_t counted = problem.counted;
   const V s(kDrops ? dropout.scale : 1);
   const Slopes<V, Mask<S>> c{V(problem.c1), V(problem.c2_twice),
                              every_lane<S>(problem.c2_twice != 0)};
@@ -102,8 +104,9 @@ ACTREG_OUT_OF_LINE void backward_loop(const Act act, const Problem& problem, int
     for_each_vector<V>(std::min(kBlock, end - i), [&](int64_t j, int, auto extent) {
       const V in = load(x + j, extent), gradient = load(dy + j, extent);
       if constexpr (kDrops) {
-        const Mask<S> keep = are_below<S>(bits + j, dropout.threshold);
-        store(dx + j, backward(act, in, gradient, keep, keep | all, s, c), extent);
+        const auto r = load_random_bits<S>(bits + j);
+        store(dx + j, backward(act, in, gradient, r < dropout.threshold, r < counted, s, c),
+              extent);
       } else {
         store(dx + j, backward(act, in, gradient, Always{}, Always{}, s, c), extent);
       }
@@ -118,7 +121,7 @@ ACTREG_HD void dispatch(const Problem& problem, Launch launch) {
       [&](auto act) {
         visit(
             [&](auto element) {
-              if (problem.drops) {
+              if (problem.drops()) {
                 launch(act, element, std::true_type{});
               } else {
                 launch(act, element, std::false_type{});
@@ -132,14 +135,16 @@ ACTREG_HD void dispatch(const Problem& problem, Launch launch) {
 ACTREG_FLATTEN PenaltySums<double> forward(const Problem& problem, int64_t begin, int64_t end) {
   PenaltySums<double> sums{0, 0};
   dispatch(problem, [&](auto act, auto element, auto drops) {
-    sums = forward_loop<decltype(drops)::value, decltype(element)>(act, problem, begin, end);
+    sums = forward_loop<decltype(drops)::value, typename decltype(element)::type>(act, problem,
+                                                                                  begin, end);
   });
   return sums;
 }
 
 ACTREG_FLATTEN void backward(const Problem& problem, int64_t begin, int64_t end) {
   dispatch(problem, [&](auto act, auto element, auto drops) {
-    backward_loop<decltype(drops)::value, decltype(element)>(act, problem, begin, end);
+    backward_loop<decltype(drops)::value, typename decltype(element)::type>(act, problem, begin,
+                                                                            end);
   });
 }
 

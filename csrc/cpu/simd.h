@@ -23,7 +23,6 @@ struct Mask {
   Register<typename Lane<S>::Int> r;  // all bits of a lane, or none
 
   friend ACTREG_HD Mask operator&(Mask a, Mask b) { return {a.r & b.r}; }
-  friend ACTREG_HD Mask operator|(Mask a, Mask b) { return {a.r | b.r}; }
 };
 
 template <class S>
@@ -31,6 +30,7 @@ struct Vec {
   using Scalar = S;
   using Int = typename Lane<S>::Int;
   static constexpr int kLanes = ACTREG_VECTOR_BYTES / sizeof(S);
+  static constexpr Int kSign = std::numeric_limits<Int>::min();
   Register<S> r;
 
   Vec() = default;
@@ -51,18 +51,44 @@ struct Vec {
   friend ACTREG_HD Mask<S> operator==(Vec a, Vec b) { return {a.r == b.r}; }
 
   friend ACTREG_HD Vec select(Mask<S> c, Vec a, Vec b) { return Vec(c.r ? a.r : b.r); }
-  friend ACTREG_HD Vec abs(Vec x) {
-    return Vec((Register<S>)((Register<Int>)x.r & std::numeric_limits<Int>::max()));
+  friend ACTREG_HD Vec abs(Vec x) { return Vec((Register<S>)((Register<Int>)x.r & ~kSign)); }
+  friend ACTREG_HD Vec minus_abs(Vec x) { return Vec((Register<S>)((Register<Int>)x.r | kSign)); }
+  friend ACTREG_HD Vec times_sign(Vec a, Vec b) {
+    return Vec((Register<S>)((Register<Int>)a.r ^ ((Register<Int>)b.r & kSign)));
   }
   friend ACTREG_HD Vec copysign(Vec magnitude, Vec sign) {
-    constexpr Int kSign = std::numeric_limits<Int>::min();
-    return Vec(
-        (Register<S>)(((Register<Int>)magnitude.r & ~kSign) | ((Register<Int>)sign.r & kSign)));
+    return times_sign(abs(magnitude), sign);
   }
   friend ACTREG_HD Vec power_of_two(Vec shifted) {
     return Vec((Register<S>)(((Register<Int>)shifted.r + Lane<S>::kExponentBias)
                              << Lane<S>::kMantissaBits));
   }
+#if defined(__x86_64__) && ACTREG_VECTOR_BYTES == 64
+  // Maximum and minimum return their second operand if one is NaN.
+  friend ACTREG_HD Vec at_least(Vec x, Vec low) {
+    if constexpr (sizeof(S) == 4) {
+      return Vec((Register<S>)_mm512_max_ps((__m512)low.r, (__m512)x.r));
+    } else {
+      return Vec((Register<S>)_mm512_max_pd((__m512d)low.r, (__m512d)x.r));
+    }
+  }
+  friend ACTREG_HD Vec at_most(Vec x, Vec high) {
+    if constexpr (sizeof(S) == 4) {
+      return Vec((Register<S>)_mm512_min_ps((__m512)high.r, (__m512)x.r));
+    } else {
+      return Vec((Register<S>)_mm512_min_pd((__m512d)high.r, (__m512d)x.r));
+    }
+  }
+  // One instruction for what takes seven without it.
+  friend ACTREG_HD Vec times_power_of_two(Vec a, Vec shifted_k) {
+    const Vec k = shifted_k - Vec(math::Range<S>::kRound);
+    if constexpr (sizeof(S) == 4) {
+      return Vec((Register<S>)_mm512_scalef_ps((__m512)a.r, (__m512)k.r));
+    } else {
+      return Vec((Register<S>)_mm512_scalef_pd((__m512d)a.r, (__m512d)k.r));
+    }
+  }
+#endif
   // In double, in a fixed order.
   friend ACTREG_HD double sum(Vec x) {
     double total = 0;

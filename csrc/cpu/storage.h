@@ -26,22 +26,47 @@ ACTREG_HD Vec<double> load(const double* from) {
 ACTREG_HD void store(float* to, Vec<float> x) { __builtin_memcpy(to, &x.r, sizeof x.r); }
 ACTREG_HD void store(double* to, Vec<double> x) { __builtin_memcpy(to, &x.r, sizeof x.r); }
 
-// 16 random bits for each lane, widened to the lane.
+// 16-bit integers, each widened to a lane of S. Compilers split the conversion in two.
 template <class S>
-ACTREG_HD Mask<S> are_below(const uint16_t* bits, uint32_t threshold) {
-  using Int = typename Lane<S>::Int;
+using Integers = Register<typename Lane<S>::Int>;
+template <class S>
+ACTREG_HD Integers<S> widen(const void* from) {
   using Narrow = Register<uint16_t, ACTREG_VECTOR_BYTES * 2 / sizeof(S)>;
-  return {__builtin_convertvector(load_register<Narrow>(bits), Register<Int>) <
-          static_cast<Int>(threshold)};
+#if defined(__x86_64__) && ACTREG_VECTOR_BYTES == 64
+  if constexpr (sizeof(S) == 4) {
+    return (Integers<S>)_mm512_cvtepu16_epi32(load_register<__m256i>(from));
+  } else {
+    return (Integers<S>)_mm512_cvtepu16_epi64(load_register<__m128i>(from));
+  }
+#elif defined(__x86_64__) && ACTREG_VECTOR_BYTES == 32
+  if constexpr (sizeof(S) == 4) {
+    return (Integers<S>)_mm256_cvtepu16_epi32(load_register<__m128i>(from));
+  } else {
+    return (Integers<S>)_mm256_cvtepu16_epi64(_mm_loadl_epi64((const __m128i*)from));
+  }
+#endif
+  return __builtin_convertvector(load_register<Narrow>(from), Integers<S>);
+}
+
+// Random bits of a lane each.
+template <class S>
+struct RandomBits {
+  Integers<S> r;
+
+  friend ACTREG_HD Mask<S> operator<(RandomBits bits, uint32_t threshold) {
+    return {bits.r < static_cast<typename Lane<S>::Int>(threshold)};
+  }
+};
+template <class S>
+ACTREG_HD RandomBits<S> load_random_bits(const uint16_t* from) {
+  return {widen<S>(from)};
 }
 
 using Bits = Register<uint32_t>;
-using HalfBits = Register<uint16_t, ACTREG_VECTOR_BYTES / 2>;
 
-ACTREG_HD Bits load_bits(const void* from) {
-  return __builtin_convertvector(load_register<HalfBits>(from), Bits);
-}
+ACTREG_HD Bits load_bits(const void* from) { return (Bits)widen<float>(from); }
 ACTREG_HD void store_bits(void* to, Bits bits) {
+  using HalfBits = Register<uint16_t, ACTREG_VECTOR_BYTES / 2>;
   const HalfBits narrow = __builtin_convertvector(bits, HalfBits);
   __builtin_memcpy(to, &narrow, sizeof narrow);
 }

@@ -59,37 +59,40 @@ int64_t draw_seed() {
   return static_cast<int64_t>(generator->random64() % range + lowest);
 }
 
-void set_rng_state(Problem& problem, const OptionalTensor& rng_state) {
-  if (!problem.drops) return;
+// {seed, offset} where there is dropout, once they are known to be there.
+void read_rng_state(Problem& problem, const OptionalTensor& rng_state, const Tensor& x) {
+  if (!problem.drops()) return;
+  check_rng_state(rng_state, x);
   const int64_t* state = rng_state->const_data_ptr<int64_t>();
   problem.dropout.seed = static_cast<uint64_t>(state[0]);
   problem.dropout.offset = static_cast<uint64_t>(state[1]);
 }
 
-Tensor penalty_of(const PenaltySums<double>& sums, const Tensor& x, const Attributes& attributes) {
-  const auto options = x.options().dtype(accumulation_type(x));
-  const auto fill = [&](Tensor penalty, std::initializer_list<double> values) {
-    if (penalty.scalar_type() == at::kDouble) {
-      std::copy(values.begin(), values.end(), penalty.mutable_data_ptr<double>());
-    } else {
-      std::copy(values.begin(), values.end(), penalty.mutable_data_ptr<float>());
-    }
-    return penalty;
-  };
-  if (!attributes.coefficients) return fill(at::empty({2}, options), {sums.l1, sums.l2});
-  return fill(at::empty({}, options), {weighted(sums, *attributes.coefficients)});
+// dpenalty times the coefficients, or the two numbers that it has without coefficients.
+void read_gradient(Problem& problem, const Tensor& dpenalty, const Attributes& attributes) {
+  const Tensor wide = dpenalty.to(at::kDouble).contiguous();
+  const double* g = wide.const_data_ptr<double>();
+  if (const auto& c = attributes.coefficients) {
+    set_slopes(problem, (*c)[0] * g[0], (*c)[1] * g[0]);
+  } else {
+    set_slopes(problem, g[0], g[1]);
+  }
 }
 
-std::tuple<Tensor, Tensor> forward_cpu(const Tensor& input, const OptionalTensor& rng_state,
-                                       ACTREG_ATTRIBUTES) {
-  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  check(input, rng_state, attributes);
-  const Tensor x = dense(input);
-  Tensor y = at::empty_like(x);
-  Problem problem = make_problem(x, attributes);
-  problem.out = y.mutable_data_ptr();
-  set_rng_state(problem, rng_state);
+void fill(Tensor& tensor, std::initializer_list<double> values) {
+  if (tensor.scalar_type() == at::kDouble) {
+    std::copy(values.begin(), values.end(), tensor.mutable_data_ptr<double>());
+  } else {
+    std::copy(values.begin(), values.end(), tensor.mutable_data_ptr<float>());
+  }
+}
 
+std::tuple<Tensor, Tensor> run_forward(Problem& problem, const Tensor& input,
+                                       const Attributes& attributes) {
+  const Tensor x = dense(input);
+  Tensor y = at::empty_like(x), penalty = penalty_like(x, attributes);
+  problem.x = x.const_data_ptr();
+  problem.out = y.mutable_data_ptr();
   const int64_t n = x.numel();
   c10::SmallVector<PenaltySums<double>, 64> partial((n + kChunk - 1) / kChunk);
   for_each_chunk(n, [&](int64_t chunk, int64_t begin, int64_t end) {
@@ -97,41 +100,48 @@ std::tuple<Tensor, Tensor> forward_cpu(const Tensor& input, const OptionalTensor
   });
   PenaltySums<double> total{0, 0};
   for (const auto& sums : partial) total.l1 += sums.l1, total.l2 += sums.l2;
-  return {y, penalty_of(scaled(total, problem), x, attributes)};
+  total = scaled(total, problem);
+  if (attributes.coefficients) {
+    fill(penalty, {weighted(total, *attributes.coefficients)});
+  } else {
+    fill(penalty, {total.l1, total.l2});
+  }
+  return {y, penalty};
+}
+
+std::tuple<Tensor, Tensor> forward_cpu(const Tensor& x, const OptionalTensor& rng_state,
+                                       ACTREG_ATTRIBUTES) {
+  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
+  Problem problem = make_problem(x, attributes);
+  read_rng_state(problem, rng_state, x);
+  return run_forward(problem, x, attributes);
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward_random_cpu(const Tensor& x, ACTREG_ATTRIBUTES) {
+  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
+  Problem problem = make_problem(x, attributes);  // throws before the generator moves
   Tensor rng_state = at::empty({2}, x.options().dtype(at::kLong));
-  check(x, rng_state, {ACTREG_ATTRIBUTE_NAMES});  // before the generator moves
   int64_t* state = rng_state.mutable_data_ptr<int64_t>();
   state[0] = draw_seed();
   state[1] = 0;
-  auto [y, penalty] = forward_cpu(x, rng_state, ACTREG_ATTRIBUTE_NAMES);
+  read_rng_state(problem, rng_state, x);
+  auto [y, penalty] = run_forward(problem, x, attributes);
   return {y, penalty, rng_state};
-}
-
-double number(const Tensor& dpenalty, int64_t i) {
-  const Tensor value = dpenalty.reshape(-1)[i % dpenalty.numel()];
-  return value.item<double>();
 }
 
 template <class Kernel>
 Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTensor& dpenalty,
                     const Tensor& input, const OptionalTensor& rng_state,
                     const Attributes& attributes) {
-  check(input, rng_state, attributes);
+  Problem problem = make_problem(input, attributes);
   check_gradients(dy, dpenalty, input, attributes);
+  read_rng_state(problem, rng_state, input);
+  if (dpenalty && dpenalty->defined()) read_gradient(problem, *dpenalty, attributes);
   const Tensor x = dense(input), gradient = with_layout_of(x, dy);
   Tensor dx = at::empty_like(x);
-  Problem problem = make_problem(x, attributes);
+  problem.x = x.const_data_ptr();
   problem.dy = gradient.const_data_ptr();
   problem.out = dx.mutable_data_ptr();
-  set_rng_state(problem, rng_state);
-  if (dpenalty && dpenalty->defined()) {
-    const double unit[] = {1, 1};
-    const auto c = attributes.coefficients.value_or(unit);
-    set_slopes(problem, c[0] * number(*dpenalty, 0), c[1] * number(*dpenalty, 1));
-  }
   for_each_chunk(x.numel(),
                  [&](int64_t, int64_t begin, int64_t end) { kernel(problem, begin, end); });
   return dx;

@@ -14,25 +14,16 @@ namespace {
 std::optional<Element> element_of(at::ScalarType type) {
   switch (type) {  // the border between torch's enumeration and our list of types
     case at::kFloat:
-      return float{};
+      return ElementType<float>{};
     case at::kDouble:
-      return double{};
+      return ElementType<double>{};
     case at::kHalf:
-      return Half{};
+      return ElementType<Half>{};
     case at::kBFloat16:
-      return BFloat16{};
+      return ElementType<BFloat16>{};
     default:
       return std::nullopt;
   }
-}
-
-Activation activation_of(const Attributes& attributes) {
-  const auto& parameters = attributes.parameters;
-  auto made = make_activation({attributes.activation.data(), attributes.activation.size()},
-                              parameters.data(), parameters.size());
-  TORCH_CHECK_VALUE(made, "actreg: there is no activation '", attributes.activation, "' with ",
-                    parameters.size(), " parameters");
-  return *made;
 }
 
 Tensor like(const Tensor& x) {
@@ -40,15 +31,10 @@ Tensor like(const Tensor& x) {
                                           : at::empty_like(x, at::MemoryFormat::Contiguous);
 }
 
-Tensor penalty_like(const Tensor& x, const Attributes& attributes) {
-  const auto options = x.options().dtype(accumulation_type(x));
-  return attributes.coefficients ? at::empty({}, options) : at::empty({2}, options);
-}
-
 std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const OptionalTensor& rng_state,
                                         ACTREG_ATTRIBUTES) {
   const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  check(x, rng_state, attributes);
+  if (make_problem(x, attributes).drops()) check_rng_state(rng_state, x);
   return {like(x), penalty_like(x, attributes)};
 }
 
@@ -61,37 +47,49 @@ std::tuple<Tensor, Tensor, Tensor> forward_random_meta(const Tensor& x, ACTREG_A
 Tensor backward_meta(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                      const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
   const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  check(x, rng_state, attributes);
+  if (make_problem(x, attributes).drops()) check_rng_state(rng_state, x);
   check_gradients(dy, dpenalty, x, attributes);
   return like(x);
 }
 
 }  // namespace
 
-void check(const Tensor& x, const OptionalTensor& rng_state, const Attributes& attributes) {
-  TORCH_CHECK_TYPE(element_of(x.scalar_type()), "actreg: input has dtype ", x.scalar_type(),
+Problem make_problem(const Tensor& x, const Attributes& attributes) {
+  const auto element = element_of(x.scalar_type());
+  TORCH_CHECK_TYPE(element, "actreg: input has dtype ", x.scalar_type(),
                    "; accepted are float32, float64, float16 and bfloat16");
   TORCH_CHECK_VALUE(x.layout() == at::kStrided, "actreg: input has layout ", x.layout(),
                     "; accepted are strided tensors");
   TORCH_CHECK_VALUE(attributes.p >= 0 && attributes.p <= 1,
                     "dropout probability has to be between 0 and 1, but got ", attributes.p);
-  if (attributes.coefficients) {
-    TORCH_CHECK_VALUE(attributes.coefficients->size() == 2,
-                      "actreg: coefficients are {l1 / D, l2 / D}, but got ",
-                      attributes.coefficients->size(), " numbers");
-  }
-  if (attributes.p > 0) {
-    TORCH_CHECK_VALUE(rng_state.has_value() && rng_state->defined(),
-                      "actreg: dropout needs rng_state, an int64 tensor {seed, offset}");
-    TORCH_CHECK_VALUE(rng_state->scalar_type() == at::kLong && rng_state->dim() == 1 &&
-                          rng_state->sym_size(0) == 2 && rng_state->is_contiguous(),
-                      "actreg: rng_state is a contiguous int64 tensor {seed, offset} of shape "
-                      "[2], but got ",
-                      rng_state->scalar_type(), " of shape ", rng_state->sym_sizes());
-    TORCH_CHECK_VALUE(rng_state->device() == x.device(), "actreg: rng_state is on ",
-                      rng_state->device(), " and input on ", x.device());
-  }
-  activation_of(attributes);
+  TORCH_CHECK_VALUE(!attributes.coefficients || attributes.coefficients->size() == 2,
+                    "actreg: coefficients are {l1 / D, l2 / D}, but got ",
+                    attributes.coefficients->size(), " numbers");
+  const auto& parameters = attributes.parameters;
+  const auto activation =
+      make_activation({attributes.activation.data(), attributes.activation.size()},
+                      parameters.data(), parameters.size());
+  TORCH_CHECK_VALUE(activation, "actreg: there is no activation '", attributes.activation,
+                    "' with ", parameters.size(), " parameters");
+
+  Problem problem;
+  problem.activation = *activation;
+  problem.element = *element;
+  problem.dropout = Dropout(attributes.p);
+  if (attributes.on_output) problem.counted = problem.dropout.threshold;
+  return problem;
+}
+
+void check_rng_state(const OptionalTensor& rng_state, const Tensor& x) {
+  TORCH_CHECK_VALUE(rng_state.has_value() && rng_state->defined(),
+                    "actreg: dropout needs rng_state, an int64 tensor {seed, offset}");
+  TORCH_CHECK_VALUE(rng_state->scalar_type() == at::kLong && rng_state->dim() == 1 &&
+                        rng_state->sym_size(0) == 2 && rng_state->is_contiguous(),
+                    "actreg: rng_state is a contiguous int64 tensor {seed, offset} of shape [2], "
+                    "but got ",
+                    rng_state->scalar_type(), " of shape ", rng_state->sym_sizes());
+  TORCH_CHECK_VALUE(rng_state->device() == x.device(), "actreg: rng_state is on ",
+                    rng_state->device(), " and input on ", x.device());
 }
 
 void check_gradients(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
@@ -122,15 +120,9 @@ at::ScalarType accumulation_type(const Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-Problem make_problem(const Tensor& x, const Attributes& attributes) {
-  Problem problem;
-  problem.activation = activation_of(attributes);
-  problem.element = *element_of(x.scalar_type());
-  problem.x = x.const_data_ptr();
-  problem.dropped_count = !attributes.on_output;
-  problem.dropout = Dropout(attributes.p);
-  problem.drops = problem.dropout.threshold != 65536;
-  return problem;
+Tensor penalty_like(const Tensor& x, const Attributes& attributes) {
+  const auto options = x.options().dtype(accumulation_type(x));
+  return attributes.coefficients ? at::empty({}, options) : at::empty({2}, options);
 }
 
 double weighted(const PenaltySums<double>& sums, at::ArrayRef<double> coefficients) {
@@ -139,7 +131,7 @@ double weighted(const PenaltySums<double>& sums, at::ArrayRef<double> coefficien
 }
 
 PenaltySums<double> scaled(PenaltySums<double> sums, const Problem& problem) {
-  const double s = problem.dropped_count ? 1 : problem.dropout.scale;
+  const double s = problem.counted == kKeepAll ? 1 : problem.dropout.scale;
   return {s * sums.l1, s * s * sums.l2};
 }
 

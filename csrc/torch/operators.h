@@ -39,9 +39,11 @@ using ForwardRandom = std::tuple<Tensor, Tensor, Tensor>(const Tensor& x, ACTREG
 using Backward = Tensor(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                         const OptionalTensor& rng_state, ACTREG_ATTRIBUTES);
 
-// Throws unless the arguments are ones that every kernel can take: dtype, layout, ranges, the
-// activation with its parameters, rng_state where there is dropout. Reads no tensor's data.
-void check(const Tensor& x, const OptionalTensor& rng_state, const Attributes& attributes);
+// The problem without its pointers, seed and gradients. Throws unless every kernel can take the
+// arguments: dtype, layout, ranges, the activation with its parameters.
+Problem make_problem(const Tensor& x, const Attributes& attributes);
+// Throws unless it is int64 {seed, offset} on x's device. Reads no data.
+void check_rng_state(const OptionalTensor& rng_state, const Tensor& x);
 void check_gradients(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                      const Attributes& attributes);
 
@@ -52,9 +54,8 @@ Tensor with_layout_of(const Tensor& x, const OptionalTensor& dy);
 
 // float32, or float64 for float64.
 at::ScalarType accumulation_type(const Tensor& x);
-
-// Everything but pointers, the seed and the gradients' coefficients.
-Problem make_problem(const Tensor& x, const Attributes& attributes);
+// Room for the penalty: 0-d, or two numbers without coefficients.
+Tensor penalty_like(const Tensor& x, const Attributes& attributes);
 
 // penalty = l1 * sum|t| + l2 * sum t^2, where a coefficient of 0 is off.
 double weighted(const PenaltySums<double>& sums, at::ArrayRef<double> coefficients);
