@@ -1,34 +1,32 @@
-"""`python -m actreg_ext`: the commands of the package, each imported when it is asked for."""
+"""`python -m actreg_ext COMMAND`: the commands that come with the package."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
-from actreg_ext import doctor
+from . import doctor
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
 
     Args:
-        arguments: The command line after the program's name; the process's own by default.
+        argv: The command line after the program's name; None takes it from `sys.argv`.
     """
     parser = argparse.ArgumentParser(prog="python -m actreg_ext", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser(
-        "doctor", help="what is installed, what is in use, what to do about the rest"
-    )
-    commands.add_parser("demo", help="train on handwritten digits, with and without the operator")
-    if parser.parse_args(arguments).command == "doctor":
-        return doctor.main()
-    if missing := doctor.missing_demo_packages():
-        print(f"The demo needs more packages: pip install {' '.join(missing)}", file=sys.stderr)
-        return 1
-    from actreg_ext import demo
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser("doctor", help="show what is installed and in use, and what to do about it")
+    commands.add_parser("demo", help="train with and without regularization", add_help=False)
+    chosen, options = parser.parse_known_args(argv)
+    if chosen.command == "demo":
+        from . import demo  # here: it imports torch and takes the options, --help too, itself
 
-    demo.main()
-    return 0
+        return demo.main(options)
+    if options:
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    return doctor.main()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The checks of the public arguments, shared by functional, nn and reference; no maths.
 
-A good call pays for a few comparisons and look-ups; the texts of the errors are in errors.py.
+The texts of the errors are in errors.py.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ PENALTY_ON = ("activation", "output")
 REDUCTIONS = ("sum", "mean", "batch", "token")
 OPTIONS = ("activation", "l1", "l2", "p", "training", "penalty_on", "reduction", "seed")
 
-# The C++ registry: name -> {parameter: default, or None where a value is required}.
+# The C++ registry: name -> {parameter: default, or None where a value is required}. And, for names
+# that need no parameter, name -> defaults.
 DEFAULTS: dict[str, dict[str, float | None]] = _C.activations()
-_READY: dict[str, tuple[float, ...]] = {
+READY: dict[str, tuple[float, ...]] = {
     name: tuple(value for value in parameters.values() if value is not None)
     for name, parameters in DEFAULTS.items()
     if None not in parameters.values()
@@ -34,14 +35,10 @@ _CONSTRAINTS: dict[str, tuple[Callable[..., bool], str]] = {
     "hardtanh": (lambda low, high: low <= high, "min_val must not be greater than max_val"),
     "softshrink": (lambda lambd: 0 <= lambd < math.inf, "lambd must be finite and at least 0"),
 }
-_INF = math.inf
-_STRIDED = torch.strided
 
 
 def check(
     input: Tensor,
-    activation: str | nn.Module,
-    given: Mapping[str, Any],
     l1: float,
     l2: float,
     p: float,
@@ -49,39 +46,27 @@ def check(
     penalty_on: str,
     reduction: str,
     seed: int | Tensor | None,
-) -> tuple[str, tuple[float, ...], float, float, float, bool]:
-    """Check every argument of `act_reg`; return name, parameters, l1, l2, p and on_output.
+) -> tuple[float, float, float]:
+    """Check the arguments of `act_reg` but the activation; return l1, l2 and p as floats."""
+    check_input(input)
+    if training is not True and training is not False:
+        raise TypeError(f"training must be True or False, but got {errors.shown(training)}")
+    choice("penalty_on", penalty_on, PENALTY_ON)
+    choice("reduction", reduction, REDUCTIONS)
+    if seed is not None:
+        check_seed(seed)
+    return coefficient("l1", l1), coefficient("l2", l2), probability(p)
 
-    The p returned is the one in force: 0 when not training.
-    """
-    if type(activation) is str and not given and activation in _READY:
-        parameters = _READY[activation]
-    else:
-        activation, parameters = resolve(activation, given)
+
+def check_input(input: object) -> None:
+    """Check that the input is a tensor that the operator takes."""
     if (
         not isinstance(input, Tensor)
         or input.dtype not in DTYPES
-        or input.layout is not _STRIDED
+        or input.layout is not torch.strided
         or input.is_nested
     ):
         raise errors.bad_input(input, DTYPES)
-    if type(l1) is not float or not 0.0 <= l1 < _INF:
-        l1 = coefficient("l1", l1)
-    if type(l2) is not float or not 0.0 <= l2 < _INF:
-        l2 = coefficient("l2", l2)
-    if type(p) is not float or not 0.0 <= p <= 1.0:
-        p = probability(p)
-    if training is not True:
-        if training is not False:
-            raise TypeError(f"training must be True or False, but got {errors.shown(training)}")
-        p = 0.0
-    if penalty_on not in PENALTY_ON:
-        raise errors.not_one_of("penalty_on", penalty_on, PENALTY_ON)
-    if reduction not in REDUCTIONS:
-        raise errors.not_one_of("reduction", reduction, REDUCTIONS)
-    if seed is not None:
-        check_seed(seed)
-    return activation, parameters, l1, l2, p, penalty_on == "output"
 
 
 def resolve(activation: str | nn.Module, given: Mapping[str, Any]) -> tuple[str, tuple[float, ...]]:

@@ -8,22 +8,15 @@ library is imported at the top, and `actreg_ext/__init__.py` asks `why_unusable`
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
-
-DEMO_PACKAGES = {
-    "ignite": "pytorch-ignite",
-    "matplotlib": "matplotlib",
-    "rich": "rich",
-    "sklearn": "scikit-learn",
-    "tqdm": "tqdm",
-}
 
 
 class Finding(NamedTuple):
@@ -43,12 +36,12 @@ class Finding(NamedTuple):
 
 
 def is_running() -> bool:
-    """True while `python -m actreg_ext doctor` imports the package, on its way to the doctor."""
+    """Return True while `python -m actreg_ext doctor` imports the package to find the doctor."""
     return sys.argv[:2] == ["-m", "doctor"]
 
 
 def why_unusable() -> str | None:
-    """None if actreg_ext works here; otherwise one sentence: why not, and what to do.
+    """Return None if actreg_ext works here, or one sentence: why not, and what to do.
 
     An extension that was built for another torch is not loaded: that would end in an undefined
     symbol or in a crash.
@@ -80,16 +73,10 @@ def why_unusable() -> str | None:
     return None
 
 
-def missing_demo_packages() -> list[str]:
-    """The packages that the demo needs and that are not installed, as pip calls them."""
-    found = importlib.util.find_spec
-    return [package for module, package in DEMO_PACKAGES.items() if found(module) is None]
-
-
 def examine() -> list[Finding]:
-    """Everything the doctor looks at, in the order of the report."""
+    """Return everything that the doctor looks at, in the order of the report."""
     system = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    findings = [Finding("actreg_ext", _version()), Finding("python", system)]
+    findings = [Finding("actreg_ext", _version() or "not installed"), Finding("python", system)]
     reason = why_unusable() or _import_error()
     if "torch" in sys.modules:
         findings.append(Finding("torch", str(importlib.import_module("torch").__version__)))
@@ -97,14 +84,11 @@ def examine() -> list[Finding]:
         findings += [_extension(), _instructions(), _threads(), _kernels(), _gpu(), _compiler()]
     else:
         findings.append(Finding("extension", "cannot be used", reason, usable=False))
-    missing = " ".join(missing_demo_packages())
-    if missing:
-        return [*findings, Finding("demo", f"needs {missing}", f"pip install {missing}")]
-    return [*findings, Finding("demo", "ready: python -m actreg_ext demo")]
+    return [*findings, _demo()]
 
 
 def report(findings: list[Finding]) -> list[str]:
-    """The findings as lines of text, each advice under its finding, and the verdict at the end."""
+    """Return the findings as lines: each advice under its finding, the verdict at the end."""
     width = max(len(finding.name) for finding in findings)
     lines = []
     for finding in findings:
@@ -116,13 +100,24 @@ def report(findings: list[Finding]) -> list[str]:
 
 
 def main() -> int:
-    """Prints the report; returns 0 if actreg_ext can be used, 1 if not."""
+    """Print the report and return 0 if actreg_ext can be used, 1 if not."""
     findings = examine()
     print("\n".join(report(findings)))
     return 0 if all(finding.usable for finding in findings) else 1
 
 
-# Each of the following describes an actreg_ext that works.
+def _demo() -> Finding:
+    if _version() is None:
+        return Finding("demo", "its packages are not known before actreg_ext is installed")
+    lines = metadata.requires("actreg_ext") or []  # such as: tqdm; extra == "demo"
+    names = [re.split(r"[^\w.-]", line)[0] for line in lines if line.endswith(("'demo'", '"demo"'))]
+    missing = " ".join(name for name in names if not any(metadata.distributions(name=name)))
+    if missing:
+        return Finding("demo", f"needs {missing}", f"pip install {missing}")
+    return Finding("demo", "ready: python -m actreg_ext demo")
+
+
+# The following describe an actreg_ext that can be imported.
 
 
 def _extension() -> Finding:
@@ -155,7 +150,9 @@ def _kernels() -> Finding:
     build, torch = _part("_build"), importlib.import_module("torch")
     if build.cuda is not None:
         return Finding("CUDA kernels", f"built for CUDA {build.cuda}")
-    value = f"none: {build.cpu_only}; CUDA tensors run on actreg_ext.reference"
+    value = f"none: {build.cpu_only}"
+    if torch.cuda.is_available():
+        value += "; CUDA tensors run on actreg_ext.reference, which is slower"
     wanted = torch.version.cuda is not None or shutil.which("nvidia-smi") is not None
     if not wanted or "this version" in build.cpu_only:
         return Finding("CUDA kernels", value)
@@ -170,10 +167,8 @@ def _kernels() -> Finding:
 
 def _gpu() -> Finding:
     cuda = importlib.import_module("torch").cuda
-    names = [
-        cuda.get_device_name(i) for i in range(cuda.device_count() if cuda.is_available() else 0)
-    ]
-    if names:
+    if cuda.is_available():
+        names = [cuda.get_device_name(device) for device in range(cuda.device_count())]
         return Finding("GPU", ", ".join(names))
     advice = "see whether the driver finds one: nvidia-smi" if _part("_build").cuda else ""
     return Finding("GPU", "none that torch can see", advice)
@@ -184,7 +179,7 @@ def _compiler() -> Finding:
 
 
 def _import_error() -> str | None:
-    """What goes wrong on importing the rest of the package."""
+    """Return what goes wrong on importing the rest of the package."""
     try:
         importlib.import_module("actreg_ext.nn")
     except Exception as error:
@@ -193,7 +188,7 @@ def _import_error() -> str | None:
 
 
 def _part(name: str) -> Any:
-    """A part of the package that is made by the build."""
+    """Return a part of the package that is made by the build."""
     return importlib.import_module(f"actreg_ext.{name}")
 
 
@@ -204,16 +199,15 @@ def _nvcc() -> str | None:
 
 
 def _rebuild() -> str:
-    """The command that builds this copy of actreg_ext again."""
+    """Return the command that builds this copy of actreg_ext again."""
     source = Path(__file__).resolve().parents[1]
     if (source / "setup.py").is_file():
         return f"pip install -e {shlex.quote(str(source))}"
     return "pip install --force-reinstall --no-deps --no-cache-dir .  (in the source of actreg_ext)"
 
 
-def _version() -> str:
-    metadata = importlib.import_module("importlib.metadata")
+def _version() -> str | None:
     try:
-        return str(metadata.version("actreg_ext"))
+        return metadata.version("actreg_ext")
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return None

@@ -5,24 +5,28 @@ No maths here: reference.py says what is computed.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from . import _C, arguments, ops, reference
-from .arguments import check
-from .reference import ActRegOutput, denominator
+from . import _C, arguments, ops
+from .arguments import PENALTY_ON, READY, check, check_input, resolve, rng_state
+from .reference import COUNTS, ActRegOutput, composite, denominator, draw
 
 __all__ = ["ActRegOutput", "act_reg", "activations", "dropout_mask"]
 
 _DEVICES = {"cpu", "meta"} | ({"cuda"} if _C.build_info()["cuda"] else set())
 _warned: set[str] = set()
+# Names without a dot: each look-up counts in a call of one microsecond.
 _forward = _C.forward
 _new = tuple.__new__
+_INF = math.inf
 
 
 def act_reg(
@@ -40,7 +44,7 @@ def act_reg(
 ) -> ActRegOutput:
     r"""Compute y = where(keep, act(x) * s, 0) and its L1 and L2 penalty in one pass over x.
 
-    The same as, in one kernel and with one more kernel for the whole gradient::
+    Equivalent to these lines, in one kernel, and with one more for the whole gradient::
 
         a = torch.nn.functional.<activation>(input, **activation_parameters)
         output = torch.nn.functional.dropout(a, p, training)
@@ -52,7 +56,7 @@ def act_reg(
         dx = act'(x) * (keep ? s * dy : 0  +  (c1 * sign(t) + 2 * c2 * t) * dt/da).
 
     An element is kept when 16 random bits are below T = round((1 - p) * 65536), and s = 65536 / T,
-    so the mean of the output is exactly a. The bits are a function of the seed and of the element's
+    so the expected output is exactly a. The bits are a function of the seed and of the element's
     position in memory only, so the mask is the same on every device, for any number of threads, and
     in `reference.act_reg`; it is not stored. Kept for the backward: the input and 16 bytes.
 
@@ -111,20 +115,42 @@ def act_reg(
             seed=seed,
             **activation_parameters,
         )
-    name, parameters, l1, l2, p, on_output = check(
-        input, activation, activation_parameters, l1, l2, p, training, penalty_on, reduction, seed
-    )
-    if is_compiling():
-        return _traced(input, name, parameters, l1, l2, p, on_output, reduction, seed)
-    if not input.is_cpu and input.device.type not in _DEVICES:
-        _warn_no_kernel(input.device.type)
-        return reference.composite(input, name, parameters, l1, l2, p, on_output, reduction, seed)
-    if l1 or l2:
-        size = denominator(input, reduction)
-        l1 /= size
-        l2 /= size
-    state = None if seed is None or p == 0.0 else arguments.rng_state(seed, input.device)
-    return _new(ActRegOutput, _forward(input, state, name, parameters, p, on_output, l1, l2))
+    if not (  # the usual call, told by the cheapest tests; `check` judges every other
+        type(l1) is type(l2) is type(p) is float
+        and 0.0 <= l1 < _INF
+        and 0.0 <= l2 < _INF
+        and 0.0 <= p <= 1.0
+        and (training is True or training is False)
+        and penalty_on in PENALTY_ON
+        and reduction in COUNTS
+        and seed is None
+        and isinstance(input, Tensor)
+    ):
+        l1, l2, p = check(input, l1, l2, p, training, penalty_on, reduction, seed)
+    if not training:
+        p = 0.0
+    if type(activation) is str and not activation_parameters and activation in READY:
+        parameters = READY[activation]
+    else:
+        activation, parameters = resolve(activation, activation_parameters)
+    if is_compiling() or not (input.is_cpu or input.device.type in _DEVICES):
+        check_input(input)
+        call = (input, activation, parameters, l1, l2, p, penalty_on, reduction, seed)
+        if input.device.type not in _DEVICES:
+            return _without_kernel(*call)
+        return _traced(*call) if _traced_as_op(p) else composite(*call)
+    try:
+        if l1 or l2:
+            size = COUNTS[reduction](input) or 1
+            l1 /= size
+            l2 /= size
+        state = None if seed is None or p == 0.0 else rng_state(seed, input.device)
+        on_output = penalty_on == "output"
+        pair = _forward(input, state, activation, parameters, p, on_output, l1, l2)
+    except Exception:
+        check_input(input)  # the op refuses the same inputs, before any work; this text is better
+        raise
+    return _new(ActRegOutput, pair)
 
 
 def _traced(
@@ -134,7 +160,7 @@ def _traced(
     l1: float,
     l2: float,
     p: float,
-    on_output: bool,
+    penalty_on: str,
     reduction: str,
     seed: int | Tensor | None,
 ) -> ActRegOutput:
@@ -144,18 +170,16 @@ def _traced(
     custom random op, which would give two layers one mask, and makes an exception for torch's own.
     The coefficients stay outside the op, where a changing float does not compile again.
     """
-    if x.device.type not in _DEVICES or not _traced_as_op(p):
-        return reference.composite(x, activation, parameters, l1, l2, p, on_output, reduction, seed)
     state = None
     if p > 0:
-        state = reference.draw(x.device) if seed is None else arguments.rng_state(seed, x.device)
-    output, sums = ops.forward(x, state, activation, parameters, p, on_output, None)
+        state = draw(x.device) if seed is None else rng_state(seed, x.device)
+    output, sums = ops.forward(x, state, activation, parameters, p, penalty_on == "output", None)
     size = denominator(x, reduction)
     penalty = sums[:0].sum()  # 0, and in the graph whatever the coefficients
     if l1:  # a coefficient of 0 is off: 0 * inf would be NaN
-        penalty = penalty + l1 / size * sums[0]
+        penalty = penalty + l1 * sums[0] / size
     if l2:
-        penalty = penalty + l2 / size * sums[1]
+        penalty = penalty + l2 * sums[1] / size
     return ActRegOutput(output, penalty)
 
 
@@ -164,14 +188,17 @@ def _traced_as_op(p: float) -> bool:
     return True
 
 
-def _warn_no_kernel(device: str) -> None:
-    if device not in _warned:
+def _without_kernel(x: Tensor, *rest: Any) -> ActRegOutput:
+    """Compute the reference, with one warning for each type of device."""
+    device = x.device.type
+    if device not in _warned and not is_compiling():
         _warned.add(device)
         warnings.warn(
             f"actreg_ext has no kernel for {device} tensors in this build and computes them in "
             f"plain PyTorch: the same results, more slowly (`python -m actreg_ext doctor`)",
             stacklevel=3,
         )
+    return composite(x, *rest)
 
 
 def dropout_mask(

@@ -31,6 +31,7 @@ class _Pending:
     def __init__(self) -> None:
         self.penalty: Tensor | None = None
         self.forwards = 0
+        self.compiled = False  # compiled code has added to it
         self.lost = False  # the last training forward was under no_grad and nothing is pending
 
     def add(self, penalty: Tensor) -> None:
@@ -58,8 +59,10 @@ class ActReg(nn.Module):
     and with l1 = l2 = p = 0 it is the activation alone. It has no parameters and no buffers, so
     checkpoints load as before. `forward` returns y alone, of the shape and dtype of x; each forward
     in training mode with gradients enabled adds its penalty to what `collect_penalty(model)`
-    returns. A forward in eval mode or under `torch.no_grad()` leaves nothing, and a forward that
-    activation checkpointing repeats (use_reentrant=False) counts once.
+    returns. A forward in eval mode, under `torch.no_grad()` or in an exported program leaves
+    nothing, and a forward that activation checkpointing repeats (use_reentrant=False) counts once.
+    Where torch.compile(fullgraph=True) shall see a checkpoint around it, PyTorch asks for
+    `torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True`, which is just that.
 
     `actreg_ext.functional.act_reg` has the formulas, the gradient and the sources.
 
@@ -82,10 +85,10 @@ class ActReg(nn.Module):
         >>> layer = ActReg("leaky_relu", l1=0.5, reduction="sum", negative_slope=0.25)
         >>> layer
         ActReg(leaky_relu(negative_slope=0.25), l1=0.5, reduction=sum)
-        >>> layer(torch.tensor([-4.0, 2.0], requires_grad=True))
-        tensor([-1.,  2.], grad_fn=<ActregBackward>)
+        >>> layer(torch.tensor([-4.0, 2.0]))
+        tensor([-1.,  2.])
         >>> collect_penalty(layer)
-        tensor(1.5000, grad_fn=<ActregBackward>)
+        tensor(1.5000)
     """
 
     def __init__(
@@ -137,9 +140,11 @@ class ActReg(nn.Module):
     def _keep(self, penalty: Tensor) -> None:
         pending = self._pending
         if is_compiling():
-            # An exported program has nobody to collect from it.
-            if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            # An exported program has nobody to collect from it. The flag is read, because until
+            # torch 2.13 torch.compiler.is_exporting() is also true in torch.compile.
+            if torch.is_grad_enabled() and not torch.compiler._is_exporting_flag:
                 pending.add(penalty)
+                pending.compiled = True
             return
         in_backward = torch._C._current_graph_task_id() != -1
         if not torch.is_grad_enabled():
@@ -217,15 +222,35 @@ def collect_penalty(model: nn.Module) -> Tensor:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
     total: Tensor | None = None
-    for module in model.modules():
-        if isinstance(module, ActReg):
-            penalty = module._pending.take()
-            if penalty is not None:
-                total = penalty if total is None else total + penalty.to(total.device)
-    if total is not None:
-        return total
-    parameter = next(model.parameters(), None)
-    return torch.zeros((), device="cpu" if parameter is None else parameter.device)
+    stores = [module._pending for module in model.modules() if isinstance(module, ActReg)]
+    for store in stores:
+        penalty = store.take()
+        if penalty is not None:
+            total = penalty if total is None else total + penalty.to(total.device)
+    if total is None:
+        parameter = next(model.parameters(), None)
+        return torch.zeros((), device="cpu" if parameter is None else parameter.device)
+    if not is_compiling() and total.requires_grad and any(store.compiled for store in stores):
+        _forget_repeated(total, stores)
+    return total
+
+
+def _forget_repeated(total: Tensor, stores: list[_Pending]) -> None:
+    """Have the backward of `total` drop what the forwards that it repeats will leave.
+
+    Compiled code cannot tell that checkpointing repeats it, as `ActReg._keep` does in eager mode.
+    """
+
+    def at_start(_: Tensor) -> None:
+        penalties = [store.penalty for store in stores]
+
+        def at_end() -> None:
+            for store, penalty in zip(stores, penalties, strict=True):
+                store.penalty = penalty
+
+        torch.autograd.Variable._execution_engine.queue_callback(at_end)
+
+    total.register_hook(at_start)  # type: ignore[no-untyped-call]
 
 
 def _warn_uncollected() -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import arguments
+from .arguments import check, resolve, rng_state
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,6 +44,15 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], type[nn.Module] | None]] = {
     "softshrink": (F.softshrink, nn.Softshrink),
     "threshold": (F.threshold, nn.Threshold),
     "relu_squared": (lambda x: F.relu(x).square(), None),
+}
+
+
+# reduction -> what the sums are divided by, if it is not 0
+COUNTS: dict[str, Callable[[Tensor], int]] = {
+    "sum": lambda x: 1,
+    "mean": Tensor.numel,
+    "batch": lambda x: x.shape[:1].numel(),  # of no dimensions at all the product is 1
+    "token": lambda x: x.shape[:-1].numel(),
 }
 
 
@@ -94,10 +103,11 @@ def act_reg(
         >>> output, penalty
         (tensor([0., 2., 3.]), tensor(2.5000))
     """
-    name, parameters, l1, l2, p, on_output = arguments.check(
-        input, activation, activation_parameters, l1, l2, p, training, penalty_on, reduction, seed
-    )
-    return composite(input, name, parameters, l1, l2, p, on_output, reduction, seed)
+    name, parameters = resolve(activation, activation_parameters)
+    l1, l2, p = check(input, l1, l2, p, training, penalty_on, reduction, seed)
+    if not training:
+        p = 0.0
+    return composite(input, name, parameters, l1, l2, p, penalty_on, reduction, seed)
 
 
 def composite(
@@ -107,7 +117,7 @@ def composite(
     l1: float,
     l2: float,
     p: float,
-    on_output: bool,
+    penalty_on: str,
     reduction: str,
     seed: int | Tensor | None,
 ) -> ActRegOutput:
@@ -119,30 +129,25 @@ def composite(
     a = function(x, *parameters)
     y = a
     if p > 0:
-        state = draw(x.device) if seed is None else arguments.rng_state(seed, x.device)
+        state = draw(x.device) if seed is None else rng_state(seed, x.device)
         kept = kept_of_65536(p)
         keep = (random16(state[0], state[1], x.numel()) < kept).as_strided(x.shape, x.stride())
         # A select, never a product: 0 * inf would be NaN. The scale is that of the integer
-        # threshold, not of p, so that the mean of y is a exactly.
+        # threshold, not of p, so that the expected y is exactly a.
         y = torch.where(keep, a * (65536 / max(kept, 1)), 0.0)
-    t = y if on_output else a
+    t = a if penalty_on == "activation" else y
     t = t if t.dtype == torch.float64 else t.float()  # the sums of a half type would overflow
     penalty = t.flatten()[:0].sum()  # 0, and in the graph whatever the coefficients
     if l1:  # a coefficient of 0 is off: 0 * inf would be NaN
-        penalty = penalty + l1 / size * t.abs().sum()
+        penalty = penalty + l1 * t.abs().sum() / size
     if l2:
-        penalty = penalty + l2 / size * t.square().sum()
+        penalty = penalty + l2 * t.square().sum() / size
     return ActRegOutput(y, penalty)
 
 
 def denominator(x: Tensor, reduction: str) -> int:
-    """Return D: what the sums are divided by; at least 1, so an empty tensor has penalty 0."""
-    if reduction == "mean":
-        return max(x.numel(), 1)
-    shape = x.shape
-    if reduction == "sum" or not shape:
-        return 1
-    return max(shape[0] if reduction == "batch" else shape[:-1].numel(), 1)
+    """Return D, what the sums are divided by; at least 1, so an empty tensor has penalty 0."""
+    return max(COUNTS[reduction](x), 1)
 
 
 def is_dense(x: Tensor) -> bool:

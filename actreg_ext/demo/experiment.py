@@ -23,7 +23,7 @@ from ..nn import ActReg
 class Setting:
     """Every number of the experiment; all variants share them."""
 
-    units: int = 1024
+    units: int = 512
     batch: int = 256
     train_images: int = 512
     validation_images: int = 300
@@ -35,11 +35,10 @@ class Setting:
     max_epochs: int = 150
 
     def describe(self, seeds: int) -> str:
-        """What is about to happen, in two lines."""
+        """The network and what regularizes it, in one line."""
         return (
-            f"Handwritten digits, {self.train_images} images to learn from; "
-            f"64-{self.units}-{self.units}-10 perceptron, batches of {self.batch}, {seeds} seeds.\n"
-            f"Regularized variants: l1={self.l1}, l2={self.l2}, p={self.p} after each hidden layer."
+            f"Perceptron 64-{self.units}-{self.units}-10, batches of {self.batch}, {seeds} seeds; "
+            f"l1 = {self.l1}, l2 = {self.l2}, p = {self.p} after both hidden layers."
         )
 
 

@@ -96,7 +96,7 @@ class Report:
         table = Table(
             box=box.SIMPLE_HEAD,
             collapse_padding=True,
-            caption="Mean ± standard deviation over the seeds. Gaps: percentage points of accuracy, "
+            caption="Mean ± standard deviation over the seeds. Gaps: points of accuracy, and "
             "cross-entropy. Inactive: hidden activations that are 0 on test images. Step: median.",
             caption_justify="left",
         )
