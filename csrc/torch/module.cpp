@@ -19,7 +19,7 @@ namespace py = pybind11;
 
 // l1 and l2 are divided by D already. Draws the mask's state if there is dropout and no state.
 std::pair<Tensor, Tensor> act_reg(const Tensor& x, const OptionalTensor& rng_state,
-                                  const std::string& activation,
+                                  c10::string_view activation,
                                   const std::vector<double>& parameters, double p, bool on_output,
                                   double l1, double l2) {
   const double coefficients[] = {l1, l2};
@@ -51,7 +51,11 @@ py::dict activations() {
 py::dict build_info() {
   py::dict info;
   info["torch"] = TORCH_VERSION;
+#if defined(__clang__)
   info["compiler"] = __VERSION__;
+#else
+  info["compiler"] = "GCC " __VERSION__;
+#endif
 #ifdef ACTREG_CUDA
   info["cuda"] = true;
 #else

@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const OptionalTensor& r
                                         ACTREG_ATTRIBUTES) {
   const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
   if (make_problem(x, attributes).drops()) check_rng_state(rng_state, x);
-  return {like(x), penalty_like(x, attributes)};
+  return {like(x), at::empty(penalty_shape(attributes), x.options().dtype(accumulation_type(x)))};
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward_random_meta(const Tensor& x, ACTREG_ATTRIBUTES) {
@@ -120,9 +120,9 @@ at::ScalarType accumulation_type(const Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-Tensor penalty_like(const Tensor& x, const Attributes& attributes) {
-  const auto options = x.options().dtype(accumulation_type(x));
-  return attributes.coefficients ? at::empty({}, options) : at::empty({2}, options);
+at::IntArrayRef penalty_shape(const Attributes& attributes) {
+  static constexpr int64_t kTwo[] = {2};
+  return attributes.coefficients ? at::IntArrayRef() : at::IntArrayRef(kTwo);
 }
 
 double weighted(const PenaltySums<double>& sums, at::ArrayRef<double> coefficients) {

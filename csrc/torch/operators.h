@@ -54,8 +54,8 @@ Tensor with_layout_of(const Tensor& x, const OptionalTensor& dy);
 
 // float32, or float64 for float64.
 at::ScalarType accumulation_type(const Tensor& x);
-// Room for the penalty: 0-d, or two numbers without coefficients.
-Tensor penalty_like(const Tensor& x, const Attributes& attributes);
+// Of the penalty: 0-d, or two numbers without coefficients.
+at::IntArrayRef penalty_shape(const Attributes& attributes);
 
 // penalty = l1 * sum|t| + l2 * sum t^2, where a coefficient of 0 is off.
 double weighted(const PenaltySums<double>& sums, at::ArrayRef<double> coefficients);
