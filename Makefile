@@ -10,7 +10,7 @@ READY := .venv/ready-torch-$(TORCH)
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 FORMATTED := $(shell find csrc tests \( -name '*.h' -o -name '*.cpp' -o -name '*.cu*' \) 2>/dev/null)
 SANITIZED := $(patsubst %.cpp,build/sanitize/%.o,$(wildcard csrc/cpu/*.cpp tests/core/*.cpp))
-SANITIZE := -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all \
+SANITIZE := -std=c++17 -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all \
 	-fno-omit-frame-pointer -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -Wno-psabi -Icsrc
 
 .PHONY: help test demo build lint format sanitize mutate bench clean

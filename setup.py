@@ -155,7 +155,7 @@ def build_options() -> dict[str, Any]:
                 f"torch: str = {str(torch.__version__)!r}\n"
                 f"cuda: str | None = {torch.version.cuda if toolkit else None!r}\n"
                 f"cpu_only: str = {cpu_only!r}  # why cuda is None\n"
-                f"threads: bool = {bool(openmp)}\n"
+                f"threads: bool = {bool(openmp) or not torch.backends.openmp.is_available()}\n"
             )
 
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}

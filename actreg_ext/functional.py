@@ -16,7 +16,7 @@ from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import _C, arguments, ops
-from .arguments import PENALTY_ON, READY, check, check_input, resolve, rng_state
+from .arguments import PENALTY_ON, READY, REDUCTIONS, check, check_input, resolve, rng_state
 from .reference import COUNTS, ActRegOutput, composite, denominator, draw
 
 __all__ = ["ActRegOutput", "act_reg", "activations", "dropout_mask"]
@@ -122,7 +122,7 @@ def act_reg(
         and 0.0 <= p <= 1.0
         and (training is True or training is False)
         and penalty_on in PENALTY_ON
-        and reduction in COUNTS
+        and reduction in REDUCTIONS
         and seed is None
         and isinstance(input, Tensor)
     ):

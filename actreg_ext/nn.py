@@ -257,5 +257,5 @@ def _warn_uncollected() -> None:
     warnings.warn(
         f"ActReg: {_MANY} training forwards of one module without collect_penalty(model), which "
         f"takes their penalties and frees their graphs; call it in each step, or set l1 = l2 = 0",
-        stacklevel=4,
+        stacklevel=6,  # the caller of the module
     )

@@ -1,4 +1,4 @@
-"""Print docs/activations.md from the registry: python tools/activation_table.py > docs/activations.md."""
+"""Print docs/activations.md: python tools/activation_table.py > docs/activations.md."""
 
 from __future__ import annotations
 

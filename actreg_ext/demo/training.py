@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,21 @@ class Run:
     def inactive(self) -> float:
         """The share of hidden activations that are 0 on the test images."""
         return 100 - self.activity.mean().item()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: the results are the same on any number of cores.
+
+    Products this small gain little from more threads, which on a busy machine mostly wait for each
+    other.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def train(

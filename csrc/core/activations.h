@@ -86,10 +86,9 @@ struct LeakyRelu {  // max(x, 0) + negative_slope * min(x, 0)
 // scale * x where x > 0, scale * alpha * (exp(x / width) - 1) elsewhere: the three below.
 template <class T>
 ACTREG_HD Jet<T> exponential_linear(T x, double alpha, double width, double scale) {
-  const T m = math::expm1_of_negative(select(x < T(0), x, T(0)) * T(1 / width));
-  const Jet<T> linear{x * T(scale), T(scale)};
-  const Jet<T> curved{m * T(scale * alpha), (m + T(1)) * T(scale * alpha / width)};
-  return select(x <= T(0), curved, linear);
+  const Jet<T> m = math::expm1_of_negative(select(x < T(0), x, T(0)) * T(1 / width));
+  return {select(x < T(0), m.value * T(scale * alpha), x * T(scale)),
+          select(x <= T(0), m.slope * T(scale * alpha / width), T(scale))};
 }
 
 struct Elu {
@@ -138,7 +137,7 @@ struct GeluTanh : NoParameters {  // x/2 * (1 + tanh(u)) = x * sigmoid(2 u)
   ACTREG_HD Jet<T> operator()(T x) const {
     const double c1 = 1.5957691216057307117597842397375, c3 = 0.044715;  // 2 sqrt(2 / pi)
     const T square = x * x;
-    const Jet<T> gate = math::sigmoid(x * (T(c1 * c3) * square + T(c1)));
+    const auto gate = math::sigmoid(x * (T(c1 * c3) * square + T(c1)));
     return {x * gate.value, gate.value + x * gate.slope * (T(3 * c1 * c3) * square + T(c1))};
   }
 };
@@ -147,22 +146,23 @@ struct Silu : NoParameters {  // x * sigmoid(x)
   static constexpr const char* name = "silu";
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
-    const Jet<T> gate = math::sigmoid(x);
-    return {x * gate.value, gate.value + x * gate.slope};
+    const auto gate = math::sigmoid(x);
+    return {x * gate.value, gate.value * (T(1) + x * gate.complement)};
   }
 };
 
 struct Mish : NoParameters {  // x * tanh(softplus(x)); with e = exp(-|x|), tanh(softplus) is
   static constexpr const char* name = "mish";  // (1 + 2 e) / (1 + 2 e + 2 e^2) for x > 0
-  template <class T>                           // (2 e + e^2) / (2 + 2 e + e^2) for x < 0
+  template <class T>                           // e (2 + e) / (2 + 2 e + e^2) for x < 0
   ACTREG_HD Jet<T> operator()(T x) const {
     const T e = math::exp_of_negative(minus_abs(x)), square = e * e;
-    const T top = select(x < T(0), e + e + square, T(1) + e + e);
-    const T rest = select(x < T(0), T(2), square + square), reciprocal = T(1) / (top + rest);
-    const T gate = top * reciprocal;
-    // gate' = 4 w (1 + w) / ((1 + w)^2 + 1)^2 with w = exp(x), in terms of e
-    const T slope = T(4) * e * (T(1) + e) * select(x < T(0), T(1), e) * (reciprocal * reciprocal);
-    return {x * gate, gate + x * slope};
+    const T factor = select(x < T(0), e, T(1)), top = select(x < T(0), T(2) + e, T(1) + e + e);
+    const T rest = select(x < T(0), T(2), square + square);
+    const T reciprocal = T(1) / (factor * top + rest), gate = factor * top * reciprocal;
+    // The slope of the gate is 4 e (1 + e) / (...)^2 for x < 0, and e^2 times as much over e above;
+    // what the two terms have in common is kept outside, as their sum has a zero.
+    const T bend = (T(1) + e) * select(x < T(0), T(1), square) * reciprocal;
+    return {x * gate, T(4) * factor * reciprocal * (T(0.25) * top + x * bend)};
   }
 };
 
@@ -170,7 +170,8 @@ struct Sigmoid : NoParameters {
   static constexpr const char* name = "sigmoid";
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
-    return math::sigmoid(x);
+    const auto s = math::sigmoid(x);
+    return {s.value, s.slope};
   }
 };
 
@@ -179,7 +180,7 @@ struct LogSigmoid : NoParameters {  // log(sigmoid(x)) = -softplus(-x)
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
     const Jet<T> s = math::softplus(-x);
-    return {-s.value, s.slope};
+    return {T(0) - s.value, s.slope};
   }
 };
 
@@ -187,8 +188,7 @@ struct Tanh : NoParameters {
   static constexpr const char* name = "tanh";
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
-    const T y = math::tanh(x);
-    return {y, T(1) - y * y};
+    return math::tanh(x);
   }
 };
 
@@ -196,7 +196,7 @@ struct Tanhshrink : NoParameters {  // x - tanh(x)
   static constexpr const char* name = "tanhshrink";
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
-    const T y = math::tanh(x);
+    const T y = math::tanh(x).value;
     return {x - y, y * y};
   }
 };

@@ -19,13 +19,15 @@ template <>
 struct Range<float> {
   static constexpr double kRound = 0x1.8p23;  // adding it rounds to an integer, in the low bits
   static constexpr double kExpIsZero = -104;  // exp(x) rounds to 0 here and below
-  static constexpr double kExpm1IsOne = -20;  // exp(x) - 1 rounds to -1 here and below
+  static constexpr double kNegligible = -30;  // 2^k beside 1
+  static constexpr double kLogNormal = -87;   // exp(x) is a normal number down to here
   static constexpr double kTinyPower = -80, kTiny = 0x1p-80;
   static constexpr double kTailIsZero = 14.5;  // so does the normal distribution's tail beyond
 };
 template <>
 struct Range<double> {
-  static constexpr double kRound = 0x1.8p52, kExpIsZero = -746, kExpm1IsOne = -40;
+  static constexpr double kRound = 0x1.8p52, kExpIsZero = -746, kNegligible = -60,
+                          kLogNormal = -708;
   static constexpr double kTinyPower = -600, kTiny = 0x1p-600;
   static constexpr double kTailIsZero = 39;
 };
@@ -46,17 +48,18 @@ ACTREG_HD T polynomial(T x, const S (&c)[N]) {
   return detail::horner(x, c, std::make_index_sequence<N - 1>{});
 }
 
-// e^x = 2^k (1 + m), with k an integer and |m| < 0.42
+// e^x = 2^k (1 + m), with k an integer and m = r + curve, |m| < 0.42
 template <class T>
 struct ReducedExp {
-  T shifted_k, m;
+  T shifted_k, r, curve, m;
 };
 template <class T>
 ACTREG_HD ReducedExp<T> reduced_exp(T x) {
   using C = Coefficients<Scalar<T>>;
   const T round(Range<Scalar<T>>::kRound), shifted = x * T(kLog2E) + round, k = shifted - round;
   const T r = (x - k * T(C::kLn2High)) - k * T(C::kLn2Low);
-  return {shifted, r + r * r * polynomial(r, C::kExpm1)};
+  const T curve = r * r * polynomial(r, C::kExpm1);
+  return {shifted, r, curve, r + curve};
 }
 
 // a * 2^k for k <= 0 and a in [1/2, 2], down to the last denormal
@@ -77,13 +80,14 @@ ACTREG_HD T exp_of_negative(T x) {
   return times_power_of_two(T(1) + e.m, e.shifted_k);
 }
 
-// exp(x) - 1 for x <= 0. <= 1 ulp.
+// exp(x) - 1 for x <= 0, and exp(x) as its slope; both <= 1 ulp.
 template <class T>
-ACTREG_HD T expm1_of_negative(T x) {
+ACTREG_HD Jet<T> expm1_of_negative(T x) {
   using R = Range<Scalar<T>>;
-  const ReducedExp<T> e = reduced_exp(at_least(x, T(R::kExpm1IsOne)));
-  const T scale = power_of_two(e.shifted_k);
-  return (scale - T(1)) + scale * e.m;
+  const ReducedExp<T> e = reduced_exp(at_least(x, T(R::kExpIsZero)));
+  // Below 2^kNegligible the power only has to vanish beside the 1.
+  const T scale = power_of_two(at_least(e.shifted_k, T(R::kRound + R::kNegligible)));
+  return {(scale - T(1)) + scale * e.m, times_power_of_two(T(1) + e.m, e.shifted_k)};
 }
 
 // log(1 + u) for u in [0, 1], by the series of 2 atanh(u / (2 + u)). <= 1.3 ulp.
@@ -93,11 +97,18 @@ ACTREG_HD T log1p_of_unit(T u) {
   return u - s * (u - z * polynomial(z, Coefficients<Scalar<T>>::kLog1p));
 }
 
-// 1 / (1 + exp(-x)), without cancellation in the value or in the slope
+// 1 / (1 + exp(-x)), 1 less that, and the product of both, which is the slope; none cancels.
 template <class T>
-ACTREG_HD Jet<T> sigmoid(T x) {
-  const T e = exp_of_negative(minus_abs(x)), larger = T(1) / (T(1) + e), smaller = e * larger;
-  return {select(x < T(0), smaller, larger), smaller * larger};
+struct Sigmoid {
+  T value, complement, slope;
+};
+template <class T>
+ACTREG_HD Sigmoid<T> sigmoid(T x) {
+  const T e = exp_of_negative(minus_abs(x)), r = T(1) / (T(1) + e);
+  const T larger = r + r * ((T(1) - r) - e * r), smaller = e * larger;  // one step of Newton's
+  // Near 1/2 the errors of the first form cancel, and in the tails the second form has none to.
+  const T slope = select(e > T(0.5), larger * (T(1) - larger), smaller * larger);
+  return {select(x < T(0), smaller, larger), select(x < T(0), larger, smaller), slope};
 }
 
 // log(1 + exp(x)); its slope is the sigmoid
@@ -107,14 +118,21 @@ ACTREG_HD Jet<T> softplus(T x) {
   return {select(x < T(0), T(0), x) + log1p_of_unit(e), select(x < T(0), e * larger, larger)};
 }
 
-// <= 2 ulp
+// (1 - e) / (1 + e) with e = exp(-2 |x|) = scale (1 + r + curve); <= 1 ulp. The slope is that of
+// 1 - tanh^2, which in the tails would cancel.
 template <class T>
-ACTREG_HD T tanh(T x) {
+ACTREG_HD Jet<T> tanh(T x) {
   using R = Range<Scalar<T>>;
-  const T z = T(2) * minus_abs(x);
-  const ReducedExp<T> e = reduced_exp(at_least(z, T(R::kExpm1IsOne)));
-  const T scale = power_of_two(e.shifted_k);  // (1 - exp(z)) / (1 + exp(z)), each rounded once
-  return copysign(((T(1) - scale) - scale * e.m) / ((T(1) + scale) + scale * e.m), x);
+  const T z = T(2) * minus_abs(x), end(R::kLogNormal);
+  const ReducedExp<T> e = reduced_exp(at_least(z, end));
+  const T scale = power_of_two(e.shifted_k), rest = scale * e.m;
+  const T reciprocal = T(1) / ((T(1) + scale) + rest);
+  const T t = ((T(1) - scale) - rest) * reciprocal;
+  // What t times the denominator leaves of the numerator, term by term: most of them are exact.
+  const T left = (((T(1) - scale) - t * (T(1) + scale)) - scale * e.r) - scale * e.curve;
+  const T value = t + (left - rest * t) * reciprocal;
+  const T tail = select(z < end, T(0), T(4) * (scale + rest) * (reciprocal * reciprocal));
+  return {copysign(value, x), select(value > T(0.5), tail, T(1) - value * value)};
 }
 
 // The normal distribution function and its density. The upper tail is exp(-x^2/2) * a rational
@@ -136,20 +154,20 @@ ACTREG_HD Dual<T> exp_of_negative(Dual<T> x) {
   return {e, e * x.derivative};
 }
 template <class T>
-ACTREG_HD Dual<T> expm1_of_negative(Dual<T> x) {
-  const T m = expm1_of_negative(x.value);
-  return {m, (m + T(1)) * x.derivative};
+ACTREG_HD Jet<Dual<T>> expm1_of_negative(Dual<T> x) {
+  const Jet<T> m = expm1_of_negative(x.value);
+  return {{m.value, m.slope * x.derivative}, {m.slope, m.slope * x.derivative}};
 }
 template <class T>
-ACTREG_HD Dual<T> tanh(Dual<T> x) {
-  const T y = tanh(x.value);
-  return {y, (T(1) - y * y) * x.derivative};
+ACTREG_HD Jet<Dual<T>> tanh(Dual<T> x) {
+  const Jet<T> y = tanh(x.value);
+  return {{y.value, y.slope * x.derivative}, {y.slope, T(-2) * y.value * y.slope * x.derivative}};
 }
 template <class T>
-ACTREG_HD Jet<Dual<T>> sigmoid(Dual<T> x) {
-  const Jet<T> s = sigmoid(x.value);
-  return {{s.value, s.slope * x.derivative},
-          {s.slope, s.slope * (T(1) - s.value - s.value) * x.derivative}};
+ACTREG_HD Sigmoid<Dual<T>> sigmoid(Dual<T> x) {
+  const Sigmoid<T> s = sigmoid(x.value);
+  const T d = s.slope * x.derivative;
+  return {{s.value, d}, {s.complement, -d}, {s.slope, (s.complement - s.value) * d}};
 }
 template <class T>
 ACTREG_HD Jet<Dual<T>> softplus(Dual<T> x) {

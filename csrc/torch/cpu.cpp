@@ -141,7 +141,8 @@ Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTenso
                     const Tensor& input, const OptionalTensor& rng_state,
                     const Attributes& attributes) {
   Problem problem = make_problem(input, attributes);
-  check_gradients(dy, dpenalty, input, attributes);
+  check_devices(dy, dpenalty, input);
+  check_shapes(dy, dpenalty, input, attributes);
   read_rng_state(problem, rng_state, input);
   if (dpenalty && dpenalty->defined()) read_gradient(problem, *dpenalty, attributes);
   const Tensor x = dense(input), gradient = with_layout_of(x, dy);

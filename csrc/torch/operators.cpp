@@ -48,7 +48,7 @@ Tensor backward_meta(const OptionalTensor& dy, const OptionalTensor& dpenalty, c
                      const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
   const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
   if (make_problem(x, attributes).drops()) check_rng_state(rng_state, x);
-  check_gradients(dy, dpenalty, x, attributes);
+  check_devices(dy, dpenalty, x);  // but no shapes: compiled autograd traces with made-up ones
   return like(x);
 }
 
@@ -92,19 +92,21 @@ void check_rng_state(const OptionalTensor& rng_state, const Tensor& x) {
                     rng_state->device(), " and input on ", x.device());
 }
 
-void check_gradients(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                     const Attributes& attributes) {
-  if (dy && dy->defined()) {
-    TORCH_CHECK_VALUE(dy->sym_sizes() == x.sym_sizes() && dy->device() == x.device(),
-                      "actreg: dy has shape ", dy->sym_sizes(), " on ", dy->device(),
-                      ", but input has shape ", x.sym_sizes(), " on ", x.device());
-  }
-  if (dpenalty && dpenalty->defined()) {
-    TORCH_CHECK_VALUE(dpenalty->sym_numel() == (attributes.coefficients ? 1 : 2) &&
-                          dpenalty->device() == x.device(),
-                      "actreg: dpenalty is a scalar, or two numbers without coefficients, on ",
-                      x.device(), "; but got shape ", dpenalty->sym_sizes(), " on ",
-                      dpenalty->device());
+void check_shapes(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
+                  const Attributes& attributes) {
+  TORCH_CHECK_VALUE(!dy || !dy->defined() || dy->sizes() == x.sizes(), "actreg: dy has shape ",
+                    dy->sizes(), ", but input has shape ", x.sizes());
+  TORCH_CHECK_VALUE(
+      !dpenalty || !dpenalty->defined() || dpenalty->numel() == (attributes.coefficients ? 1 : 2),
+      "actreg: dpenalty is a scalar, or two numbers without coefficients; but got "
+      "shape ",
+      dpenalty->sizes());
+}
+
+void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x) {
+  for (const OptionalTensor& tensor : {dy, dpenalty}) {
+    TORCH_CHECK_VALUE(!tensor || !tensor->defined() || tensor->device() == x.device(),
+                      "actreg: a gradient is on ", tensor->device(), " and input on ", x.device());
   }
 }
 

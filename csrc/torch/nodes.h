@@ -1,0 +1,169 @@
+// The nodes of the autograd graph: what backward runs, and what it keeps for it. Layer: torch.
+//
+// Note [Hand-written nodes]
+// The nodes are hung on the outputs as generated code of PyTorch does it. torch::autograd::Function
+// and Python formulas are slower, and do not work under torch.func or are wrong in the second
+// order. backward is linear in dy and dpenalty, and elementwise in x: its derivatives are itself
+// again, and `curvature` times the direction.
+#pragma once
+
+#include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
+#include <torch/version.h>
+
+#include <array>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "torch/dispatch.h"
+
+namespace actreg {
+
+using torch::autograd::edge_list;
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+using torch::dynamo::autograd::CompiledNodeArgs;
+using torch::dynamo::autograd::SwapSavedVariables;
+
+// torch 2.13 moved nodes from shared_ptr to intrusive_ptr.
+template <class N, class... Arguments>
+auto make_node(Arguments&&... arguments) {
+#if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 13)
+  return c10::make_intrusive<N>(std::forward<Arguments>(arguments)...);
+#else
+  return std::shared_ptr<N>(new N(std::forward<Arguments>(arguments)...),
+                            torch::autograd::deleteNode);
+#endif
+}
+
+// Attributes that a node may keep.
+struct OwnedAttributes {
+  std::string activation;
+  std::vector<double> parameters;
+  double p;
+  bool on_output;
+  std::optional<std::vector<double>> coefficients;
+
+  explicit OwnedAttributes(const Attributes& a)
+      : activation(a.activation.data(), a.activation.size()),
+        parameters(a.parameters.vec()),
+        p(a.p),
+        on_output(a.on_output) {
+    if (a.coefficients) coefficients = a.coefficients->vec();
+  }
+  Attributes view() const {
+    Attributes a{activation, parameters, p, on_output, std::nullopt};
+    if (coefficients) a.coefficients = *coefficients;
+    return a;
+  }
+  void collect(CompiledNodeArgs& args) const {
+    args.collect(activation);
+    args.collect(parameters);
+    args.collect(p);
+    args.collect(on_output);
+    args.collect(coefficients);
+  }
+};
+
+inline Tensor call(const c10::TypedOperatorHandle<Backward>& op, const OptionalTensor& dy,
+                   const OptionalTensor& dpenalty, const Tensor& x, const OptionalTensor& rng_state,
+                   const Attributes& a) {
+  return op.call(dy, dpenalty, x, rng_state, a.activation, a.parameters, a.p, a.on_output,
+                 a.coefficients);
+}
+
+inline OptionalTensor optional(const Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+inline Tensor tensor_or_none(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
+inline Tensor plus(const Tensor& a, const Tensor& b) {
+  return !a.defined() ? b : !b.defined() ? a : a + b;
+}
+
+// d(penalty)/dx in the direction v: sum of v * backward(dpenalty = 1), for each raw sum if there
+// are no coefficients.
+inline Tensor penalty_direction(const Tensor& v, const Tensor& x, const OptionalTensor& rng_state,
+                                const Attributes& a) {
+  const auto options = x.options().dtype(accumulation_type(x));
+  const auto along = [&](const Tensor& dpenalty) {
+    return (v * call(backward_operator(), std::nullopt, dpenalty, x, rng_state, a))
+        .sum(accumulation_type(x));
+  };
+  if (a.coefficients) return along(at::ones({}, options));
+  const Tensor unit = at::eye(2, options);
+  return at::stack(std::vector<Tensor>{along(unit[0]), along(unit[1])});
+}
+
+// What the two nodes share: the saved tensors, the lock, compiled autograd.
+template <int kSaved>
+struct ActRegNode : public Node {
+  SavedVariable saved[kSaved];
+  OwnedAttributes attributes;
+
+  ActRegNode(edge_list&& edges, const Attributes& a, const std::array<Tensor, kSaved>& tensors)
+      : Node(std::move(edges)), attributes(a) {
+    for (int i = 0; i < kSaved; ++i) saved[i] = SavedVariable(tensors[i], false);
+  }
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& variable : saved) variable.reset_data();
+  }
+  void compiled_args(CompiledNodeArgs& args) const override {
+    for (const auto& variable : saved) args.collect(variable, false);
+    attributes.collect(args);
+  }
+  variable_list apply_with_saved(const variable_list& inputs, SwapSavedVariables& swap) override {
+    for (auto& variable : saved) swap.before(variable);
+    variable_list result = this->apply(variable_list(inputs));
+    for (auto& variable : saved) swap.after(variable);
+    return result;
+  }
+};
+
+struct ActRegBackward final : public ActRegNode<2> {  // saved: x, rng_state
+  using ActRegNode::ActRegNode;
+  std::string name() const override { return "ActRegBackward"; }
+
+  variable_list apply(variable_list&& gradients) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const Tensor &dy = gradients[0], &dpenalty = gradients[1];
+    if (!task_should_compute_output(0) || (!dy.defined() && !dpenalty.defined())) {
+      return {Tensor()};
+    }
+    return {call(backward_operator(), optional(dy), optional(dpenalty), saved[0].unpack(),
+                 optional(saved[1].unpack()), attributes.view())};
+  }
+};
+
+struct ActRegBackwardBackward final : public ActRegNode<4> {  // saved: dy, dpenalty, x, rng_state
+  using ActRegNode::ActRegNode;
+  std::string name() const override { return "ActRegBackwardBackward"; }
+
+  variable_list apply(variable_list&& gradients) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const Tensor& v = gradients[0];
+    if (!v.defined()) return {Tensor(), Tensor(), Tensor()};
+    const auto dy = optional(saved[0].unpack()), dpenalty = optional(saved[1].unpack());
+    const Tensor x = saved[2].unpack();
+    const auto rng_state = optional(saved[3].unpack());
+    const Attributes a = attributes.view();
+    variable_list result(3);
+    if (dy && task_should_compute_output(0)) {
+      result[0] = call(backward_operator(), v, std::nullopt, x, rng_state, a);
+    }
+    if (dpenalty && task_should_compute_output(1)) {
+      result[1] = penalty_direction(v, x, rng_state, a).to(dpenalty->scalar_type());
+    }
+    if (task_should_compute_output(2)) {
+      result[2] = v * call(curvature_operator(), dy, dpenalty, x, rng_state, a);
+    }
+    return result;
+  }
+};
+
+}  // namespace actreg

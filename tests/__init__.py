@@ -1,0 +1,1 @@
+"""The tests, with what they share: table.py, tolerance.py, exact.py and the fixtures."""

@@ -1,0 +1,127 @@
+// Tests of csrc/core and csrc/cpu without torch, to be run under sanitizers (make sanitize): here
+// the random bits, the registry and the derivatives.
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "core/dual.h"
+#include "core/operator.h"
+#include "cpu/kernels.h"
+
+namespace actreg {
+namespace {
+
+int passed = 0, failed = 0;
+
+void test_philox() {  // the known answers of Random123
+  const struct {
+    uint64_t counter[4], key;
+    uint32_t expected[4];
+  } cases[] = {
+      {{0, 0, 0, 0}, 0, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
+      {{~0ull, ~0ull, ~0ull, ~0ull}, ~0ull, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
+      {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344},
+       0x299f31d0a4093822,
+       {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}};
+  for (const auto& c : cases) {
+    uint64_t word[4] = {c.counter[0], c.counter[1], c.counter[2], c.counter[3]};
+    philox4x32_10(word, c.key);
+    bool equal = true;
+    for (int i = 0; i < 4; ++i) equal = equal && static_cast<uint32_t>(word[i]) == c.expected[i];
+    check(equal, "philox4x32-10, a known answer");
+  }
+  Dropout dropout(0.5);  // position 8 * 0x85a308d3243f6a88 + 5 is half 1 of word 2 of the third
+  dropout.seed = 0x299f31d0a4093822, dropout.offset = 0x0370734413198a2e;
+  const uint64_t group = 0x05a308d3243f6a88;  // 3 bits fewer: a position has 64
+  uint64_t word[4] = {group & 0xFFFFFFFF, group >> 32, 0x13198a2e, 0x03707344};
+  philox4x32_10(word, dropout.seed);
+  check(random_bits(dropout, 8 * group + 5) == (word[2] >> 16 & 0xFFFF), "position of the bits");
+}
+
+void test_registry() {
+  int found = 0;
+  const double none[2] = {};
+  for_each_activation([&](auto act) {
+    const auto made = make_activation(act.name, none, act.parameters().size());
+    found += made && std::holds_alternative<decltype(act)>(*made);
+  });
+  check(found == kActivations, "every activation is found by its name");
+  check(!make_activation("relu", none, 1) && !make_activation("none", none, 0),
+        "an unknown name or number of parameters finds none");
+}
+
+// Central differences, whose own error is about 1e-10, away from the kinks.
+constexpr double kStep = 1e-5, kDifferenceError = 1e-8;
+std::vector<double> smooth_points() {
+  std::vector<double> points;
+  for (int i = -57; i <= 57; ++i) points.push_back(0.1403 * i + 0.0171);
+  for (double x : {-37.0, 25.5, 31.0}) points.push_back(x);
+  return points;
+}
+void test_derivatives() {
+  for_each_usable_activation([](auto act) {
+    bool slope = true, dual = true, curvature = true;
+    for (double x : smooth_points()) {
+      const Jet<double> a = act(x), after = act(x + kStep), before = act(x - kStep);
+      const Jet<Dual<double>> d = act(Dual<double>(x, 1));
+      slope &= is_near((after.value - before.value) / (2 * kStep), a.slope, kDifferenceError);
+      curvature &=
+          is_near((after.slope - before.slope) / (2 * kStep), d.slope.derivative, kDifferenceError);
+      dual &= is_near(d.value.value, a.value, 1e-14) && is_near(d.slope.value, a.slope, 1e-14) &&
+              is_near(d.value.derivative, a.slope, 1e-13);
+    }
+    check(slope, act.name + std::string(": slope against differences of the value"));
+    check(dual, act.name + std::string(": value and slope against dual numbers"));
+    check(curvature, act.name + std::string(": dual slope against differences of the slope"));
+  });
+}
+
+void test_curvature() {
+  for_each_usable_activation([](auto act) {
+    bool equal = true;
+    for (bool on_output : {false, true}) {
+      const std::vector<double> x = smooth_points(), dy(x.size(), 0.83);
+      std::vector<double> out(x.size());
+      Problem problem;
+      problem.activation = act, problem.element = ElementType<double>{};
+      problem.dropout = Dropout(0.4), problem.dropout.seed = 5;
+      if (on_output) problem.counted = problem.dropout.threshold;
+      problem.c1 = kC1, problem.c2_twice = kC2;
+      problem.x = x.data(), problem.dy = dy.data(), problem.out = out.data();
+      cpu::curvature(problem, 0, x.size());
+      const Slopes<double, bool> c{kC1, kC2, true};
+      for (size_t i = 0; i < x.size(); ++i) {
+        const uint32_t r = random_bits(problem.dropout, i);
+        const auto dx = [&](double at) {
+          return backward(act, at, dy[i], r < problem.dropout.threshold, r < problem.counted,
+                          problem.dropout.scale, c);
+        };
+        equal &=
+            is_near((dx(x[i] + kStep) - dx(x[i] - kStep)) / (2 * kStep), out[i], kDifferenceError);
+      }
+    }
+    check(equal, act.name + std::string(": curvature against differences of backward"));
+  });
+}
+
+}  // namespace
+
+void check(bool ok, const std::string& what) {
+  std::printf("%s  %s\n", ok ? "ok    " : "FAILED", what.c_str());
+  ++(ok ? passed : failed);
+}
+
+}  // namespace actreg
+
+int main() {
+  using namespace actreg;
+  test_philox();
+  test_registry();
+  test_derivatives();
+  test_curvature();
+  test_math();
+  test_kernels();
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed != 0;
+}

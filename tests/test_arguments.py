@@ -1,0 +1,265 @@
+"""Bad input: refused before any work, by a message that says what, what came and what may come."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+from actreg_ext import collect_penalty, dropout_mask, reference
+from actreg_ext.functional import act_reg
+from actreg_ext.nn import ActReg
+from tests import table
+
+INF, NAN = float("inf"), float("nan")
+X = torch.ones(4)
+
+# What is passed -> the error, and what its message has to name.
+BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
+    ({"l1": -1.0}, ValueError, ["l1", "-1.0", "at least 0"]),
+    ({"l1": INF}, ValueError, ["l1", "inf", "finite"]),
+    ({"l1": NAN}, ValueError, ["l1", "nan", "finite"]),
+    ({"l2": -0.5}, ValueError, ["l2", "-0.5", "at least 0"]),
+    ({"l2": NAN}, ValueError, ["l2", "nan", "finite"]),
+    ({"l1": "0.1"}, TypeError, ["l1", "'0.1'", "real number"]),
+    ({"l2": torch.tensor(0.1)}, TypeError, ["l2", "tensor", "real number", ".item()"]),
+    ({"l2": True}, TypeError, ["l2", "True", "real number"]),
+    ({"l1": 1j}, TypeError, ["l1", "1j", "real number"]),
+    ({"l1": None}, TypeError, ["l1", "None", "real number"]),
+    ({"p": -0.1}, ValueError, ["p", "-0.1", "between 0 and 1"]),
+    ({"p": 1.5}, ValueError, ["p", "1.5", "between 0 and 1"]),
+    ({"p": NAN}, ValueError, ["p", "nan", "between 0 and 1"]),
+    ({"p": "half"}, TypeError, ["p", "'half'", "real number"]),
+    ({"penalty_on": "input"}, ValueError, ["penalty_on", "'input'", "activation, output"]),
+    ({"penalty_on": "Output"}, ValueError, ["penalty_on", "'Output'", "did you mean 'output'"]),
+    ({"penalty_on": None}, TypeError, ["penalty_on", "None", "activation, output"]),
+    ({"penalty_on": []}, TypeError, ["penalty_on", "[]", "activation, output"]),
+    ({"reduction": "none"}, ValueError, ["reduction", "'none'", "sum, mean, batch, token"]),
+    ({"reduction": "tokens"}, ValueError, ["reduction", "'tokens'", "did you mean 'token'"]),
+    ({"reduction": []}, TypeError, ["reduction", "[]", "sum, mean, batch, token"]),
+    ({"activation": "rellu"}, ValueError, ["activation", "'rellu'", "did you mean 'relu'", "silu"]),
+    ({"activation": "ReLU"}, ValueError, ["activation", "'ReLU'", "did you mean 'relu'"]),
+    ({"activation": nn.ReLU}, TypeError, ["activation", "ReLU", "an instance: ReLU("]),
+    ({"activation": torch.relu}, TypeError, ["activation", "did you mean 'relu'"]),
+    ({"activation": None}, TypeError, ["activation", "None", "relu"]),
+    ({"activation": ["relu"]}, TypeError, ["activation", "['relu']", "relu"]),
+    ({"activation": nn.Linear(1, 1)}, TypeError, ["activation", "Linear", "ReLU", "torch.nn"]),
+    ({"activation": nn.PReLU()}, TypeError, ["activation", "PReLU", "ReLU", "torch.nn"]),
+    ({"negative_slope": 0.1}, TypeError, ["negative_slope", "0.1", "relu", "no parameters"]),
+    ({"activation": "elu", "alhpa": 2.0}, TypeError, ["alhpa", "2.0", "did you mean 'alpha'"]),
+    ({"activation": "elu", "lambda1": 2.0}, TypeError, ["lambda1", "l1, l2, p"]),
+    ({"activation": "elu", "alpha": NAN}, ValueError, ["alpha", "nan", "real number"]),
+    ({"activation": "elu", "alpha": "1"}, TypeError, ["alpha", "'1'", "real number"]),
+    ({"activation": "celu", "alpha": 0.0}, ValueError, ["alpha", "0.0", "must not be 0"]),
+    ({"activation": "softplus", "beta": 0}, ValueError, ["beta", "0", "must not be 0"]),
+    ({"activation": "threshold"}, TypeError, ["threshold", "required"]),
+    ({"activation": "threshold", "threshold": 1.0}, TypeError, ["value", "required"]),
+    ({"activation": "hardtanh", "min_val": 2.0}, ValueError, ["min_val", "2.0", "max_val"]),
+    ({"activation": "softshrink", "lambd": -1.0}, ValueError, ["lambd", "-1.0", "at least 0"]),
+    (
+        {"activation": "gelu", "approximate": "erf"},
+        ValueError,
+        ["approximate", "'erf'", "none, tanh"],
+    ),
+    ({"activation": nn.ELU(), "alpha": 2.0}, TypeError, ["alpha", "2.0", "ELU", "brings its own"]),
+]
+BAD_CALLS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
+    *BAD_OPTIONS,
+    ({"training": None}, TypeError, ["training", "None", "True or False"]),
+    ({"training": 1}, TypeError, ["training", "1", "True or False"]),
+    ({"seed": 1.0}, TypeError, ["seed", "1.0", "int"]),
+    ({"seed": True}, TypeError, ["seed", "True", "int"]),
+    ({"seed": "1"}, TypeError, ["seed", "'1'", "int"]),
+    ({"seed": 2**64}, ValueError, ["seed", str(2**64), "2^64 - 1"]),
+    ({"seed": -(2**63) - 1}, ValueError, ["seed", str(-(2**63) - 1), "-2^63"]),
+    ({"seed": torch.tensor(1)}, ValueError, ["seed", "[]", "int64", "[2]", "{seed, offset}"]),
+    ({"seed": torch.tensor([1, 2, 3])}, ValueError, ["seed", "[3]", "int64", "[2]"]),
+    ({"seed": torch.tensor([[1, 2]])}, ValueError, ["seed", "[1, 2]", "int64", "[2]"]),
+    ({"seed": torch.tensor([1.0, 2.0])}, ValueError, ["seed", "float32", "int64"]),
+    ({"seed": torch.tensor([1, 2]).int()}, ValueError, ["seed", "int32", "int64"]),
+    ({"input": [1.0]}, TypeError, ["input", "list", "float32"]),
+    ({"input": 1.0}, TypeError, ["input", "1.0", "float32"]),
+    ({"input": numpy.ones(3)}, TypeError, ["input", "ndarray", "float32"]),
+    ({"input": torch.ones(3).int()}, TypeError, ["input", "int32", "float32", ".to("]),
+    ({"input": torch.ones(3) > 0}, TypeError, ["input", "bool", "float32"]),
+    ({"input": torch.ones(3) * 1j}, TypeError, ["input", "complex64", "float32", ".real"]),
+    ({"input": torch.eye(3).to_sparse()}, TypeError, ["input", "sparse_coo", "to_dense"]),
+    ({"input": torch.eye(3).to_sparse_csr()}, TypeError, ["input", "sparse_csr", "to_dense"]),
+    ({"input": torch.eye(3).to_mkldnn()}, TypeError, ["input", "mkldnn", "to_dense"]),
+    (
+        {"input": torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)},
+        TypeError,
+        ["input", "qint8", "dequantize"],
+    ),
+    (
+        {"input": torch.nested.nested_tensor([X, X[:2]], layout=torch.jagged)},
+        TypeError,
+        ["input", "nested", ".values()"],
+    ),
+]
+
+
+def name(call: Any) -> str:
+    return "-".join(f"{k}={type(v).__name__}:{v}" for k, v in call.items())[:60].replace("\n", " ")
+
+
+def assert_refused(call: Any, error: type[Exception], named: list[str]) -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(error) as raised:
+        call()
+    assert type(raised.value) is error
+    for words in named:
+        assert words in str(raised.value)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("function", [act_reg, reference.act_reg], ids=["fused", "reference"])
+@pytest.mark.parametrize(
+    ("options", "error", "named"), BAD_CALLS, ids=[name(call) for call, *_ in BAD_CALLS]
+)
+def test_act_reg(
+    function: Any, options: dict[str, Any], error: type[Exception], named: list[str]
+) -> None:
+    assert_refused(lambda: function(**{"input": X, "p": 0.5, **options}), error, named)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "named"), BAD_OPTIONS, ids=[name(call) for call, *_ in BAD_OPTIONS]
+)
+def test_module(options: dict[str, Any], error: type[Exception], named: list[str]) -> None:
+    """A module says so when it is made, not when it is first called."""
+    assert_refused(lambda: ActReg(**options), error, named)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "named"),
+    [row for row in BAD_CALLS if row[0].keys() & {"p", "seed"}],
+    ids=[name(call) for call, *_ in BAD_CALLS if call.keys() & {"p", "seed"}],
+)
+def test_dropout_mask(options: dict[str, Any], error: type[Exception], named: list[str]) -> None:
+    assert_refused(
+        lambda: dropout_mask(**{"shape": 4, "p": 0.5, "seed": 1, **options}), error, named
+    )
+
+
+def test_collect_penalty() -> None:
+    assert_refused(lambda: collect_penalty([ActReg()]), TypeError, ["model", "list", "nn.Module"])
+
+
+def test_whole_numbers_are_real() -> None:
+    """As are numpy's scalars: both come from configuration files and hyperparameter searches."""
+    x = table.random_inputs(torch.float32, "cpu", wide=False)
+    expected = act_reg(x, "elu", alpha=2.0, l1=1.0, l2=0.0, p=0.5, seed=3)
+    for number in (int, numpy.float64, numpy.float32, numpy.int64):
+        options = dict(alpha=number(2), l1=number(1), l2=number(0), seed=numpy.int64(3))
+        result = act_reg(x, "elu", p=0.5, **options)
+        assert torch.equal(result.output, expected.output)
+        assert torch.equal(result.penalty, expected.penalty)
+
+
+def test_a_subclass_of_an_activation_is_not_its_base() -> None:
+    class Doubled(nn.ReLU):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(input)
+
+    assert_refused(lambda: act_reg(X, Doubled()), TypeError, ["Doubled", "exactly", "ReLU"])
+
+
+# The operators themselves, called past the checks of the Python interface.
+OPS = torch.ops.actreg
+STATE = torch.tensor([1, 2])
+MISUSES = {
+    "no state": (lambda: OPS.forward(X, None, "relu", [], 0.5, False, None), "rng_state"),
+    "state too long": (
+        lambda: OPS.forward(X, STATE.repeat(2), "relu", [], 0.5, False, None),
+        "[4]",
+    ),
+    "state 0-d": (lambda: OPS.forward(X, STATE[0], "relu", [], 0.5, False, None), "rng_state"),
+    "state of float": (lambda: OPS.forward(X, X[:2], "relu", [], 0.5, False, None), "Float"),
+    "state strided": (
+        lambda: OPS.forward(X, STATE.repeat(2)[::2], "relu", [], 0.5, False, None),
+        "contiguous",
+    ),
+    "no such activation": (lambda: OPS.forward(X, None, "rellu", [], 0.0, False, None), "rellu"),
+    "empty activation": (lambda: OPS.forward(X, None, "", [], 0.0, False, None), "no activation"),
+    "parameter missing": (
+        lambda: OPS.forward(X, None, "elu", [], 0.0, False, None),
+        "0 parameters",
+    ),
+    "parameter too many": (
+        lambda: OPS.forward(X, None, "relu", [1.0], 0.0, False, None),
+        "1 parameters",
+    ),
+    "p": (lambda: OPS.forward(X, STATE, "relu", [], 1.5, False, None), "1.5"),
+    "p of NaN": (lambda: OPS.forward(X, STATE, "relu", [], NAN, False, None), "nan"),
+    "one coefficient": (
+        lambda: OPS.forward(X, None, "relu", [], 0.0, False, [1.0]),
+        "coefficients",
+    ),
+    "no coefficients": (lambda: OPS.forward(X, None, "relu", [], 0.0, False, []), "coefficients"),
+    "integers": (lambda: OPS.forward(X.int(), None, "relu", [], 0.0, False, None), "Int"),
+    "random p": (lambda: OPS.forward_random(X, "relu", [], -1.0, False, None), "-1"),
+    "random activation": (lambda: OPS.forward_random(X, "rellu", [], 0.5, False, None), "rellu"),
+    "random integers": (lambda: OPS.forward_random(X.int(), "relu", [], 0.5, False, None), "Int"),
+    **{
+        f"{op} {what}": (lambda op=op, given=given: getattr(OPS, op)(*given), word)
+        for op in ("backward", "curvature")
+        for what, (given, word) in {
+            "dy too short": ((X[:2], None, X, None, "relu", [], 0.0, False, None), "dy"),
+            "dy of another shape": ((X[None], None, X, None, "relu", [], 0.0, False, None), "dy"),
+            "dpenalty too long": (
+                (X, X[:3], X, None, "relu", [], 0.0, False, [1.0, 1.0]),
+                "dpenalty",
+            ),
+            "dpenalty empty": ((X, X[:0], X, None, "relu", [], 0.0, False, [1.0, 1.0]), "dpenalty"),
+            "one dpenalty for two sums": (
+                (X, X[0], X, None, "relu", [], 0.0, False, None),
+                "dpenalty",
+            ),
+            "no state": ((X, None, X, None, "relu", [], 0.5, False, None), "rng_state"),
+            "state too short": ((X, None, X, STATE[:1], "relu", [], 0.5, False, None), "[1]"),
+            "no such activation": ((X, None, X, None, "rellu", [], 0.0, False, None), "rellu"),
+            "one coefficient": ((X, None, X, None, "relu", [], 0.0, False, [1.0]), "coefficients"),
+            "state of another device": (
+                (X, None, X, STATE.to("meta"), "relu", [], 0.5, False, None),
+                "meta",
+            ),
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_the_operators_refuse(misuse: str) -> None:
+    """An exception, not a crash, and nothing is drawn."""
+    call, named = MISUSES[misuse]
+    before = torch.get_rng_state()
+    with pytest.raises((RuntimeError, ValueError, TypeError), match=named.replace("[", r"\[")):
+        call()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_interpreter_survives_strange_but_legal_calls() -> None:
+    """In a process of its own: what would crash there would end all tests here."""
+    program = """
+import torch
+ops, x = torch.ops.actreg, torch.ones(5)
+state = torch.tensor([1, 2])
+for p in (0.0, 0.5, 1.0):
+    ops.backward(None, None, x, state, "relu", [], p, False, None)
+    ops.curvature(None, torch.ones(2), x, state, "relu", [], p, True, None)
+    ops.backward(x.double(), torch.ones(()).half(), x, state, "relu", [], p, False, [1.0, 1.0])
+    ops.forward(x[:0], state, "softplus", [0.0, float("nan")], p, True, [float("inf"), -1.0])
+    ops.forward(x.requires_grad_(), state, "relu", [], p, False, None)[1].sum().backward()
+print("alive")
+"""
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", "import actreg_ext\n" + program]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.stdout == "alive\n", done.stderr

@@ -1,0 +1,294 @@
+"""ActReg and collect_penalty: what is kept from the forward to the loss, and what is not."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import pickle
+import re
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import actreg_ext
+from actreg_ext import collect_penalty, functional, reference
+from actreg_ext.functional import act_reg
+from actreg_ext.nn import ActReg
+
+L1 = {"l1": 1.0, "reduction": "sum"}
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 8), ActReg("gelu", l1=0.5, l2=0.25, p=0.5), nn.Linear(8, 2))
+
+
+def test_forward_is_act_reg(device: str) -> None:
+    layer = ActReg("elu", l1=0.5, p=0.5, penalty_on="output", reduction="batch", alpha=0.7)
+    x = torch.randn(6, 5, device=device)
+    for training in (True, False):
+        layer.train(training)
+        torch.manual_seed(1)
+        output = layer(x)
+        torch.manual_seed(1)
+        options = dict(l1=0.5, p=0.5, penalty_on="output", reduction="batch", alpha=0.7)
+        expected = act_reg(x, "elu", **options, training=training)
+        assert torch.equal(output, expected.output)
+        assert torch.equal(
+            collect_penalty(layer), expected.penalty if training else torch.zeros(())
+        )
+
+
+def test_stands_for_an_activation() -> None:
+    layer = ActReg(nn.LeakyReLU(0.2, inplace=True))
+    x = torch.randn(10)
+    assert torch.equal(layer(x), nn.functional.leaky_relu(x, 0.2))
+    assert layer.activation == "leaky_relu"
+    assert layer.activation_parameters == {"negative_slope": 0.2}
+    assert not list(layer.children())
+
+
+def test_collecting_clears() -> None:
+    layer = ActReg(**L1)
+    layer(torch.ones(3))
+    assert collect_penalty(layer) == 3
+    assert collect_penalty(layer) == 0
+
+
+def test_a_module_called_twice_counts_twice() -> None:
+    layer = ActReg(**L1)
+    layer(torch.ones(3)), layer(torch.ones(4))
+    assert collect_penalty(layer) == 7
+
+
+def test_several_modules_and_one_in_two_places() -> None:
+    shared = ActReg(**L1)
+    model = nn.ModuleDict({"a": nn.Sequential(ActReg(**L1), shared), "b": shared})
+    x = torch.ones(2)
+    model["b"](model["a"](x))
+    assert collect_penalty(model) == 6  # three forwards of two ones
+
+
+def test_a_part_of_a_model() -> None:
+    model = nn.Sequential(ActReg(**L1), ActReg(**L1))
+    model(torch.ones(5))
+    assert collect_penalty(model[0]) == 5
+    assert collect_penalty(model) == 5
+
+
+def test_gradients_reach_the_parameters() -> None:
+    """The loss with collect_penalty has the gradients of the loss written by hand."""
+    model, x = network(), torch.randn(3, 4)
+    first, _, last = model
+    torch.manual_seed(4)
+    output = model(x)
+    penalty = collect_penalty(model)
+    torch.manual_seed(4)
+    hidden = act_reg(first(x), "gelu", l1=0.5, l2=0.25, p=0.5)
+    assert torch.equal(output, last(hidden.output)) and torch.equal(penalty, hidden.penalty)
+    by_module, by_hand = (
+        torch.autograd.grad(loss, list(model.parameters()))
+        for loss in (output.sum() + 2 * penalty, last(hidden.output).sum() + 2 * hidden.penalty)
+    )
+    assert all(map(torch.equal, by_module, by_hand))
+    assert by_module[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "silently",
+    [
+        lambda layer, x: layer.eval()(x),
+        lambda layer, x: torch.no_grad()(layer)(x),
+        lambda layer, x: torch.inference_mode()(layer)(x),
+    ],
+    ids=["eval", "no_grad", "inference_mode"],
+)
+def test_nothing_is_left_behind(silently: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    layer = ActReg(**L1)
+    silently(layer, torch.ones(3, requires_grad=True))
+    assert collect_penalty(layer.train()) == 0
+    layer(torch.ones(4))
+    silently(layer, torch.ones(3))
+    assert collect_penalty(layer.train()) == 4
+
+
+def test_a_forward_that_fails_leaves_nothing() -> None:
+    layer = ActReg(**L1)
+    with pytest.raises(TypeError, match="int32"):
+        layer(torch.ones(3, dtype=torch.int32))
+    assert collect_penalty(layer) == 0
+
+
+def test_an_empty_collection() -> None:
+    for model in (nn.Sequential(), nn.Linear(2, 2), ActReg(**L1)):
+        penalty = collect_penalty(model)
+        assert penalty.shape == () and penalty == 0
+    (nn.Linear(2, 2)(torch.ones(2)).sum() + collect_penalty(nn.Linear(2, 2))).backward()
+    assert collect_penalty(nn.Linear(2, 2, device="meta")).device.type == "meta"
+
+
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    """What is freed has to be freed by counting references."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_no_graph_outlives_the_loss(no_garbage_collection: None) -> None:
+    """The node saves its input, so that the input tells whether the node is alive."""
+    layer = ActReg(**L1)
+    hidden = torch.ones(1000, requires_grad=True) * 2
+    output, saved = layer(hidden), weakref.ref(hidden)
+    del hidden
+    loss = collect_penalty(layer)
+    del output
+    assert saved() is not None
+    del loss
+    assert saved() is None
+
+
+def test_without_coefficients_nothing_is_kept(no_garbage_collection: None) -> None:
+    layer = ActReg("tanh", p=0.5)
+    hidden = torch.ones(1000, requires_grad=True) * 2
+    output, saved = layer(hidden), weakref.ref(hidden)
+    del hidden
+    assert saved() is not None
+    del output
+    assert saved() is None
+    assert collect_penalty(layer) == 0
+
+
+def test_a_training_loop_keeps_nothing(no_garbage_collection: None) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    losses = []
+    for _ in range(20):
+        loss = model(torch.randn(3, 4)).square().sum() + collect_penalty(model)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(weakref.ref(loss))
+    del loss
+    assert not any(loss() is not None for loss in losses)
+
+
+def test_a_forgotten_collection_is_reported_once() -> None:
+    layer = ActReg(**L1)
+    x = torch.ones(1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2100):
+            layer(x)
+    assert len(caught) == 1 and "collect_penalty" in str(caught[0].message)
+    assert caught[0].filename == __file__
+    collect_penalty(layer)
+
+
+def test_a_recomputed_forward_counts_once() -> None:
+    model, x = network(), torch.randn(3, 4, requires_grad=True)
+    gradients = []
+    for run in (model, lambda x: checkpoint(model, x, use_reentrant=False)):
+        torch.manual_seed(1)
+        loss = run(x).sum() + collect_penalty(model)
+        gradients.append(torch.autograd.grad(loss, [x, *model.parameters()]))
+        assert collect_penalty(model) == 0
+    assert all(map(torch.equal, *gradients))
+
+
+def test_a_checkpoint_that_would_lose_the_penalty_is_refused() -> None:
+    layer, x = ActReg(**L1), torch.ones(3, requires_grad=True)
+    output = checkpoint(layer, x, use_reentrant=True)
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        output.sum().backward()
+
+
+def copies(layer: nn.Module) -> Iterator[nn.Module]:
+    yield copy.copy(layer)
+    yield copy.deepcopy(layer)
+    yield pickle.loads(pickle.dumps(layer))
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    yield torch.load(file, weights_only=False)
+
+
+def test_copies() -> None:
+    """A copy has the settings, and nothing of what is pending; the original keeps that."""
+    layer = ActReg("elu", l1=0.5, l2=0.25, p=0.0, reduction="sum", alpha=0.7)
+    layer(torch.ones(3, requires_grad=True))
+    for copied in copies(layer):
+        assert repr(copied) == repr(layer)
+        assert collect_penalty(copied) == 0
+        copied(torch.ones(1))
+        assert collect_penalty(copied) == 0.75
+    assert collect_penalty(layer) == 2.25
+
+
+def test_state_dict_is_empty() -> None:
+    layer = ActReg(**L1)
+    layer(torch.ones(3))
+    assert not layer.state_dict() and not list(layer.parameters()) and not list(layer.buffers())
+    model = network()
+    plain = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2))
+    plain.load_state_dict(model.state_dict())
+    model.load_state_dict(plain.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (ActReg(), "ActReg(relu)"),
+        (ActReg("gelu", l1=1e-4, p=0.1), "ActReg(gelu, l1=0.0001, p=0.1)"),
+        (ActReg(nn.LeakyReLU(0.2)), "ActReg(leaky_relu(negative_slope=0.2))"),
+        (
+            ActReg("celu", 0.0, 2.0, 0.0, "output", "token", alpha=3),
+            "ActReg(celu(alpha=3.0), l2=2.0, penalty_on=output, reduction=token)",
+        ),
+    ],
+)
+def test_repr_shows_what_is_set(layer: nn.Module, text: str) -> None:
+    assert repr(layer) == text
+
+
+def test_settings_may_change() -> None:
+    layer = ActReg(l1=1.0, reduction="sum")
+    layer.l1, layer.l2, layer.p = 0.0, 2.0, 1.0
+    assert torch.equal(layer(torch.ones(3)), torch.zeros(3))
+    assert collect_penalty(layer) == 6
+
+
+def test_dtypes_may_mix() -> None:
+    layer = ActReg(**L1)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        layer(torch.ones(2, dtype=dtype))
+    assert collect_penalty(layer) == 6
+
+
+def test_a_device_without_kernels_gets_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one warning for each kind of device, and the same results."""
+    x = torch.randn(100, requires_grad=True)
+    expected = reference.act_reg(x, "elu", l1=0.5, p=0.5, seed=3, alpha=0.7)
+    monkeypatch.setattr(functional, "_DEVICES", frozenset({"meta"}))
+    monkeypatch.setattr(functional, "_warned", set())
+    # CPU tensors take the short way; this one does not say what it is.
+    monkeypatch.setattr(Tensor, "is_cpu", False)
+    with pytest.warns(UserWarning, match="no kernel for cpu") as caught:
+        results = [act_reg(x, "elu", l1=0.5, p=0.5, seed=3, alpha=0.7) for _ in range(3)]
+    assert len(caught) == 1 and re.search("actreg_ext doctor", str(caught[0].message))
+    assert caught[0].filename == __file__
+    for result in results:
+        assert torch.equal(result.output, expected.output)
+        assert torch.equal(result.penalty, expected.penalty)
+
+
+def test_public_names() -> None:
+    assert actreg_ext.nn.ActReg is ActReg
+    for module in (actreg_ext, actreg_ext.functional, actreg_ext.nn):
+        for name in module.__all__:
+            assert (getattr(module, name).__doc__ or "").strip(), name

@@ -1,0 +1,123 @@
+"""The registry, and everything that has to know every activation or every name of the module."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import actreg_ext
+from actreg_ext import _C, functional, reference
+from actreg_ext.nn import ActReg
+from tests import exact, table
+
+ROOT = Path(__file__).parents[1]
+# What PyTorch's activations are that ours are not: with learnable or random parameters, not
+# elementwise, or with a name of their own here.
+NOT_OURS = {"PReLU", "RReLU", "Softmax", "Softmax2d", "LogSoftmax", "Softmin", "GLU"}
+NOT_OURS |= {"MultiheadAttention"}
+# What the signatures of PyTorch's modules have besides the parameters of the function.
+NOT_PARAMETERS = {"inplace", "approximate", "min_value", "max_value", "args", "kwargs"}
+
+
+def test_every_activation_has_its_row_in_the_reference() -> None:
+    assert list(reference.ACTIVATIONS) == list(_C.activations())
+
+
+def test_every_activation_has_its_formula_in_the_tests() -> None:
+    assert list(exact.FORMULAS) == list(_C.activations())
+
+
+def test_every_activation_is_documented() -> None:
+    """In docs/activations.md, in the registry's order, with parameters, defaults and module."""
+    lines = (ROOT / "docs" / "activations.md").read_text().splitlines()
+    documented = [re.findall(r"`([^`]+)`|\|", line) for line in lines if re.match(r"\| `", line)]
+    expected = []
+    for name, parameters in _C.activations().items():
+        module = reference.ACTIVATIONS[name][1]
+        shown = [k if v is None else f"{k}={v}" for k, v in parameters.items()]
+        instances = [f"nn.{module.__name__}(...)"] if module else []
+        if name == "gelu_tanh":
+            instances = ['nn.GELU(approximate="tanh")']
+        expected.append(["", name, "", *shown, "", *instances, ""])
+    assert documented == expected
+
+
+def test_public_activations_are_the_registry() -> None:
+    assert actreg_ext.activations() == _C.activations() == functional.activations()
+    actreg_ext.activations()["relu"]["changed"] = 1.0
+    assert actreg_ext.activations()["relu"] == {}
+
+
+@pytest.mark.parametrize("name", table.NAMES)
+def test_parameters_are_torchs(name: str) -> None:
+    """The names and defaults of torch.nn.functional's function and of torch.nn's module."""
+    function, module = reference.ACTIVATIONS[name]
+    defaults = _C.activations()[name]
+    if module is not None:
+        signature = inspect.signature(module).parameters
+        assert defaults == {
+            k: None if v.default is inspect.Parameter.empty else v.default
+            for k, v in signature.items()
+            if k not in NOT_PARAMETERS
+        }
+    required = {k: 0.25 for k, v in defaults.items() if v is None}
+    x = torch.linspace(-8, 8, 101)
+    ours, theirs = functional.act_reg(x, name, **required).output, function(x, **required)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_every_activation_of_torch_is_here() -> None:
+    ours = {module.__name__ for _, module in reference.ACTIVATIONS.values() if module}
+    assert ours - {"Identity"} == set(nn.modules.activation.__all__) - NOT_OURS
+
+
+@pytest.mark.parametrize("name", [n for n, (_, m) in reference.ACTIVATIONS.items() if m])
+def test_modules_are_taken(name: str) -> None:
+    """An instance of torch.nn's class is the name with the instance's parameters."""
+    _, module = reference.ACTIVATIONS[name]
+    (variant, *_) = table.variants(name)[::-1]  # with other parameters, where there are any
+    parameters = {k: v for k, v in variant.items() if k != "activation"}
+    assert repr(ActReg(module(**parameters))) == repr(ActReg(**variant))
+
+
+def test_stub_has_the_modules_names() -> None:
+    live = {name for name in dir(_C) if not name.startswith("_")}
+    assert set(stub()) == live
+
+
+@pytest.mark.parametrize("name", ["forward", "activations", "build_info", "cpu_capability"])
+def test_stub_has_the_signatures(name: str) -> None:
+    """pybind11 writes the live signature into the first line of the docstring."""
+    live = re.match(rf"{name}\((.*)\) -> (.*)", getattr(_C, name).__doc__ or "")
+    assert live
+    parameters = re.findall(r"(\w+): ", live[1])
+    function = stub()[name]
+    assert [argument.arg for argument in function.args.args] == parameters
+    assert function.returns is not None and ast.get_docstring(function)
+
+
+def stub() -> dict[str, ast.FunctionDef]:
+    tree = ast.parse((ROOT / "actreg_ext" / "_C.pyi").read_text())
+    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_build_info() -> None:
+    info = _C.build_info()
+    assert str(info["torch"]).split("+")[0] == torch.__version__.split("+")[0]
+    assert _C.cpu_capability() in info["instruction_sets"]
+    assert info["compiler"] and isinstance(info["cuda"], bool)
+
+
+def test_one_signature() -> None:
+    """The reference has act_reg's signature; the module has its options, in the same order."""
+    ours = inspect.signature(functional.act_reg).parameters
+    assert inspect.signature(reference.act_reg).parameters == ours
+    module = dict(inspect.signature(ActReg).parameters)
+    assert list(module) == [name for name in ours if name in module]
+    assert all(ours[name].default == module[name].default for name in module)

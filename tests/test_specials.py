@@ -1,0 +1,165 @@
+"""NaN, infinities, signed zeros, denormal numbers and kinks: what torch answers there.
+
+PyTorch does not always agree with itself: its vectorised and its scalar loops differ (the gradient
+at NaN of elu or relu6), and so do its dtypes (gelu of infinity). Each of its answers is right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from actreg_ext import reference
+from actreg_ext.functional import act_reg
+from tests import table
+
+INF, NAN = math.inf, math.nan
+Function = Callable[..., reference.ActRegOutput]
+
+
+def special_points(variant: dict[str, Any], dtype: torch.dtype, device: str) -> Tensor:
+    """Kinks with their neighbours on both sides, and the ends of the dtype's range."""
+    info = torch.finfo(dtype)
+    parameters = [value for name, value in variant.items() if name != "activation"]
+    defaults = table.actreg_ext.activations()[variant["activation"]].values()
+    kinks = {0.0, 1.0, 3.0, 6.0, 0.5, *map(abs, parameters), *filter(None, defaults)}
+    at = torch.tensor([s * kink for kink in kinks for s in (1, -1)], dtype=dtype, device=device)
+    sides = [torch.nextafter(at, torch.full_like(at, end)) for end in (INF, -INF)]
+    sizes = [INF, 0.0, info.smallest_normal * info.eps, info.smallest_normal, info.max]
+    ends = torch.tensor([NAN, *sizes, *(-size for size in sizes)], dtype=torch.float64)
+    return torch.cat([at, *sides, ends.to(at)])
+
+
+def evaluate(function: Function, x: Tensor, variant: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Output and slope."""
+    x = x.detach().clone().requires_grad_()
+    output = function(x, **variant).output
+    return output.detach(), torch.autograd.grad(output.sum(), x)[0]
+
+
+def in_one_tensor(function: Function, x: Tensor, variant: dict[str, Any]) -> list[Tensor]:
+    """All numbers together with 63 copies of them, where vectorised loops are at work."""
+    return [result[: len(x)] for result in evaluate(function, x.repeat(64), variant)]
+
+
+def one_by_one(function: Function, x: Tensor, variant: dict[str, Any]) -> list[Tensor]:
+    """Each number in a tensor of its own, where the loop for the rest of a tensor is at work."""
+    results = zip(*(evaluate(function, number, variant) for number in x.split(1)), strict=True)
+    return [torch.cat(parts) for parts in results]
+
+
+def is_answer(ours: Tensor, answer: Tensor) -> Tensor:
+    """Same NaN, same infinity or same number, if 1 % off: that tells the sides of a kink apart."""
+    smallest = torch.finfo(ours.dtype).smallest_normal * torch.finfo(ours.dtype).eps
+    return torch.isclose(ours.double(), answer.double(), 0.01, smallest, equal_nan=True)
+
+
+def test_answers_are_torchs(variant: dict[str, Any], dtype: torch.dtype, device: str) -> None:
+    x = special_points(variant, dtype, device)
+    ours = in_one_tensor(act_reg, x, variant)
+    theirs = [
+        [result.to(dtype) for result in evaluated(reference.act_reg, x.to(precision), variant)]
+        for precision in (dtype, torch.float32, torch.float64)
+        for evaluated in (in_one_tensor, one_by_one)
+    ]
+    for which, name in enumerate(("output", "slope")):
+        answers = [answer[which] for answer in theirs]
+        right = torch.stack([is_answer(ours[which], answer) for answer in answers]).any(0)
+        wrong = [(x[i], ours[which][i], [a[i] for a in answers]) for i in (~right).nonzero()]
+        assert not wrong, f"{name}: (x, ours, torch's answers) {wrong}"
+
+
+def test_zeros_have_torchs_sign(variant: dict[str, Any], dtype: torch.dtype, device: str) -> None:
+    x = special_points(variant, dtype, device)
+    ours, _ = in_one_tensor(act_reg, x, variant)
+    theirs = [
+        evaluated(reference.act_reg, x, variant)[0] for evaluated in (in_one_tensor, one_by_one)
+    ]
+    right = torch.stack([(a != 0) | (a.signbit() == ours.signbit()) for a in theirs]).any(0)
+    wrong = x[(ours == 0) & ~right]
+    assert not len(wrong), f"the output is a zero of the wrong sign at {wrong}"
+
+
+def test_every_lane_agrees(variant: dict[str, Any], dtype: torch.dtype, device: str) -> None:
+    """Whole vectors and the rest of a tensor give the same bits: it is one text for both."""
+    x = special_points(variant, dtype, device)
+    for whole, rest in zip(
+        in_one_tensor(act_reg, x, variant), one_by_one(act_reg, x, variant), strict=True
+    ):
+        torch.testing.assert_close(whole, rest, rtol=0, atol=0, equal_nan=True)
+
+
+both = pytest.mark.parametrize("function", [act_reg, reference.act_reg], ids=["fused", "reference"])
+
+
+@both
+@pytest.mark.parametrize("special", [INF, -INF, NAN])
+def test_dropped_is_zero(
+    function: Function, dtype: torch.dtype, device: str, special: float
+) -> None:
+    """A dropped infinity is 0, where multiplying with a mask makes it NaN."""
+    x = torch.full((4096,), special, dtype=dtype, device=device, requires_grad=True)
+    output, penalty = function(x, "identity", p=0.5, l1=1.0, l2=1.0, penalty_on="output", seed=1)
+    kept = function(torch.ones_like(x), "identity", p=0.5, seed=1).output != 0
+    assert torch.equal(output == 0, ~kept)
+    torch.testing.assert_close(output[kept], torch.full_like(output[kept], special), equal_nan=True)
+    (dx,) = torch.autograd.grad(
+        [output, penalty], x, [torch.ones_like(x), torch.ones_like(penalty)]
+    )
+    assert torch.equal(dx[~kept], torch.zeros_like(dx[~kept]))
+
+
+@both
+def test_everything_dropped(function: Function, dtype: torch.dtype, device: str) -> None:
+    x = torch.tensor([INF, -INF, NAN, 1.0], dtype=dtype, device=device, requires_grad=True)
+    output, penalty = function(x, "identity", p=1.0, l1=1.0, l2=1.0, penalty_on="output")
+    assert torch.equal(output, torch.zeros_like(x))
+    assert penalty == 0
+    (dx,) = torch.autograd.grad([output, penalty], x, [x.detach(), torch.ones_like(penalty)])
+    assert torch.equal(dx, torch.zeros_like(x))
+
+
+@both
+@pytest.mark.parametrize(
+    ("x", "l1", "l2", "penalty", "slope"),
+    [
+        (INF, 0.0, 0.0, 0.0, 0.0),
+        (NAN, 0.0, 0.0, 0.0, 0.0),
+        (INF, 0.5, 0.0, INF, 0.5),
+        (-INF, 0.5, 0.0, INF, -0.5),
+        (-INF, 0.0, 0.5, INF, -INF),
+        (NAN, 0.5, 0.0, NAN, 0.0),  # as torch.sgn
+        (1e30, 0.5, 0.0, 5e29, 0.5),  # and the sum of squares overflows
+        (1e30, 0.0, 0.5, INF, 1e30),
+    ],
+)
+def test_a_coefficient_of_zero_is_off(
+    function: Function, device: str, x: float, l1: float, l2: float, penalty: float, slope: float
+) -> None:
+    at = torch.tensor([x], device=device, requires_grad=True)
+    result = function(at, "identity", l1=l1, l2=l2)
+    (dx,) = torch.autograd.grad(result.penalty, at)
+    for got, expected in ((result.penalty, penalty), (dx[0], slope)):
+        torch.testing.assert_close(got.item(), torch.tensor(expected).item(), equal_nan=True)
+
+
+@pytest.mark.parametrize("dy", [INF, -INF, NAN])
+def test_flat_places_stop_every_gradient(variant: dict[str, Any], device: str, dy: float) -> None:
+    """As torch's relu: where the slope is 0, so is the gradient, whatever arrives."""
+    x = special_points(variant, torch.float32, device).requires_grad_()
+    output = act_reg(x, **variant).output
+    gradient = torch.full_like(x, dy)
+    slope, dx = (
+        torch.autograd.grad(output, x, g, retain_graph=True)[0]
+        for g in (torch.ones_like(x), gradient)
+    )
+    flat = slope == 0
+    assert torch.equal(dx[flat], torch.zeros_like(dx[flat]))
+    steep = (slope != 0) & x.isfinite() & slope.isfinite()
+    torch.testing.assert_close(dx[steep], (gradient * slope)[steep], equal_nan=True)
+    assert steep.any()
