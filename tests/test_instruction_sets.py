@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils import cpp_extension
 
 from actreg_ext import _C, reference
@@ -31,27 +32,35 @@ torch.save({
     "ours": _C.cpu_capability(),
     "torch's": torch.backends.cpu.get_cpu_capability(),
     "masks": [dropout_mask(n, 0.5, 3) for n in this.LENGTHS],
-    "results": this.results(),
+    "results": [tuple(row) for row in this.results()],
     "one thread": this.sums(1),
     "two threads": this.sums(2),
 }, sys.argv[1])
 """
 
 
-def results() -> list[tuple[torch.Tensor, ...]]:
-    """For each row of the table x and dy, which torch makes by these instructions too, y and dx."""
-    found = []
+class Row(NamedTuple):
+    """One row of the table, with what torch computes by the same instructions."""
+
+    x: Tensor
+    dy: Tensor
+    ours: tuple[Tensor, Tensor]  # output, gradient
+    eager: tuple[Tensor, Tensor]
+
+
+def results() -> list[Row]:
+    rows = []
     for dtype in table.DTYPES:
+        x = table.random_inputs(dtype, "cpu", wide=False).requires_grad_()
+        dy = table.random_gradients(x)
         for activation in table.PLAIN:
-            x = table.random_inputs(dtype, "cpu", wide=False).requires_grad_()
-            result = act_reg(x, **activation, **OPTIONS)
-            dy = table.random_gradients(x)
-            dx = table.gradient(result, x, dy)
-            found.append((x.detach(), dy, result.output.detach(), dx))
-    return found
+            both = [f(x, **activation, **OPTIONS) for f in (act_reg, reference.act_reg)]
+            pairs = [(y.output.detach(), table.gradient(y, x, dy)) for y in both]
+            rows.append(Row(x.detach(), dy, *pairs))
+    return rows
 
 
-def sums(threads: int) -> list[torch.Tensor]:
+def sums(threads: int) -> list[Tensor]:
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(100_003, generator=generator)
@@ -110,12 +119,10 @@ def test_results_are_accurate(runs: dict[str, dict[str, Any]], dtype: torch.dtyp
     first = table.DTYPES.index(dtype) * len(table.PLAIN)
     for found in runs.values():
         for row, activation in enumerate(table.PLAIN, start=first):
-            x, dy, output, dx = found["results"][row]
-            eager = reference.act_reg(x.requires_grad_(), **activation, **OPTIONS)
-            eager_dx = table.gradient(eager, x, dy)
-            truth = tolerance.true_output(activation, x.detach(), OPTIONS["p"], seed=7)
-            slope = tolerance.true_gradient(activation, x.detach(), dy, setting, seed=7)
-            tolerance.assert_output(output, eager.output, truth, x)
+            x, dy, (output, dx), (eager_output, eager_dx) = found["results"][row]
+            truth = tolerance.true_output(activation, x, OPTIONS["p"], seed=7)
+            slope = tolerance.true_gradient(activation, x, dy, setting, seed=7)
+            tolerance.assert_output(output, eager_output, truth, x)
             tolerance.assert_gradient(dx, eager_dx, slope, x)
 
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import actreg_ext
 from actreg_ext import collect_penalty, functional, reference
 from actreg_ext.functional import act_reg
 from actreg_ext.nn import ActReg
@@ -285,10 +284,3 @@ def test_a_device_without_kernels_gets_the_reference(monkeypatch: pytest.MonkeyP
     for result in results:
         assert torch.equal(result.output, expected.output)
         assert torch.equal(result.penalty, expected.penalty)
-
-
-def test_public_names() -> None:
-    assert actreg_ext.nn.ActReg is ActReg
-    for module in (actreg_ext, actreg_ext.functional, actreg_ext.nn):
-        for name in module.__all__:
-            assert (getattr(module, name).__doc__ or "").strip(), name

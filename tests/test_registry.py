@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import inspect
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -121,3 +123,14 @@ def test_one_signature() -> None:
     module = dict(inspect.signature(ActReg).parameters)
     assert list(module) == [name for name in ours if name in module]
     assert all(ours[name].default == module[name].default for name in module)
+
+
+@pytest.mark.parametrize("module", [actreg_ext, functional, actreg_ext.nn, reference])
+def test_examples_are_true(module: ModuleType) -> None:
+    """The examples in the docstrings, of which every public function and class has one."""
+    assert doctest.testmod(module).failed == 0
+    for name in getattr(module, "__all__", ["act_reg", "philox"]):
+        thing = getattr(module, name)
+        documented = inspect.getdoc(thing) or ""
+        has_fields = issubclass(thing, tuple) if inspect.isclass(thing) else False
+        assert has_fields or ">>>" in documented or inspect.ismodule(thing), name

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import actreg_ext
 from actreg_ext import reference
 from actreg_ext.functional import act_reg
 from tests import table
@@ -26,7 +27,7 @@ def special_points(variant: dict[str, Any], dtype: torch.dtype, device: str) -> 
     """Kinks with their neighbours on both sides, and the ends of the dtype's range."""
     info = torch.finfo(dtype)
     parameters = [value for name, value in variant.items() if name != "activation"]
-    defaults = table.actreg_ext.activations()[variant["activation"]].values()
+    defaults = actreg_ext.activations()[variant["activation"]].values()
     kinks = {0.0, 1.0, 3.0, 6.0, 0.5, *map(abs, parameters), *filter(None, defaults)}
     at = torch.tensor([s * kink for kink in kinks for s in (1, -1)], dtype=dtype, device=device)
     sides = [torch.nextafter(at, torch.full_like(at, end)) for end in (INF, -INF)]
@@ -92,6 +93,17 @@ def test_every_lane_agrees(variant: dict[str, Any], dtype: torch.dtype, device: 
         in_one_tensor(act_reg, x, variant), one_by_one(act_reg, x, variant), strict=True
     ):
         torch.testing.assert_close(whole, rest, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", table.HALF_TYPES, ids=table.describe)
+def test_halves_are_rounded_once(dtype: torch.dtype, device: str) -> None:
+    """To the nearest, ties to even: every number of the type, times 1.5, which makes many ties."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int16, device=device).view(dtype)
+    output = act_reg(x, "leaky_relu", negative_slope=1.5).output
+    expected = torch.where(x > 0, x, (x.float() * 1.5).to(dtype))
+    torch.testing.assert_close(output, expected, rtol=0, atol=0, equal_nan=True)
+    number = ~x.isnan()  # what sign a NaN has is nobody's business
+    assert torch.equal(output.signbit()[number], expected.signbit()[number])
 
 
 both = pytest.mark.parametrize("function", [act_reg, reference.act_reg], ids=["fused", "reference"])

@@ -147,7 +147,11 @@ struct Silu : NoParameters {  // x * sigmoid(x)
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
     const auto gate = math::sigmoid(x);
-    return {x * gate.value, gate.value * (T(1) + x * gate.complement)};
+    // About the slope's zero at -1.28, 1 + x * complement over one denominator: 1 + x is exact
+    // there.
+    const T near_zero = ((T(1) + x) + gate.e) * gate.complement;
+    return {x * gate.value,
+            gate.value * select(x < T(-0.5), near_zero, T(1) + x * gate.complement)};
   }
 };
 
@@ -155,14 +159,18 @@ struct Mish : NoParameters {  // x * tanh(softplus(x)); with e = exp(-|x|), tanh
   static constexpr const char* name = "mish";  // (1 + 2 e) / (1 + 2 e + 2 e^2) for x > 0
   template <class T>                           // e (2 + e) / (2 + 2 e + e^2) for x < 0
   ACTREG_HD Jet<T> operator()(T x) const {
-    const T e = math::exp_of_negative(minus_abs(x)), square = e * e;
-    const T factor = select(x < T(0), e, T(1)), top = select(x < T(0), T(2) + e, T(1) + e + e);
-    const T rest = select(x < T(0), T(2), square + square);
-    const T reciprocal = T(1) / (factor * top + rest), gate = factor * top * reciprocal;
-    // The slope of the gate is 4 e (1 + e) / (...)^2 for x < 0, and e^2 times as much over e above;
-    // what the two terms have in common is kept outside, as their sum has a zero.
-    const T bend = (T(1) + e) * select(x < T(0), T(1), square) * reciprocal;
-    return {x * gate, T(4) * factor * reciprocal * (T(0.25) * top + x * bend)};
+    const T e = math::exp_of_negative(minus_abs(x)), twice = e + e, square = e * e;
+    const T c0 = select(x < T(0), T(2), T(1)), c2 = select(x < T(0), T(1), T(2));
+    const T bottom = c2 * square + (c0 + twice), r = T(1) / bottom;
+    // One step of Newton's, from the terms of the bottom and not from their rounded sum.
+    const T reciprocal = r + r * (((T(1) - c0 * r) - twice * r) - c2 * e * (e * r));
+    const T gate =
+        select(x < T(0), e * (T(2) + e) * reciprocal, T(1) - (square + square) * reciprocal);
+    const T over = T(4) * e * (reciprocal * reciprocal);
+    const T bend = over * (T(1) + e) * select(x < T(0), T(1), e);  // the slope of the gate
+    // About the slope's zero at -1.19, all of it over one denominator: 1 + x is exact there.
+    const T near_zero = over * ((T(1) + x) + e * ((T(1.5) + x) + e * (T(1) + T(0.25) * e)));
+    return {x * gate, select(x < T(-0.5), near_zero, gate + x * bend)};
   }
 };
 

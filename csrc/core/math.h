@@ -97,10 +97,11 @@ ACTREG_HD T log1p_of_unit(T u) {
   return u - s * (u - z * polynomial(z, Coefficients<Scalar<T>>::kLog1p));
 }
 
-// 1 / (1 + exp(-x)), 1 less that, and the product of both, which is the slope; none cancels.
+// 1 / (1 + exp(-x)), 1 less that, and the product of both, which is the slope; none cancels. And
+// exp(-|x|), from which they are made.
 template <class T>
 struct Sigmoid {
-  T value, complement, slope;
+  T value, complement, slope, e;
 };
 template <class T>
 ACTREG_HD Sigmoid<T> sigmoid(T x) {
@@ -108,7 +109,7 @@ ACTREG_HD Sigmoid<T> sigmoid(T x) {
   const T larger = r + r * ((T(1) - r) - e * r), smaller = e * larger;  // one step of Newton's
   // Near 1/2 the errors of the first form cancel, and in the tails the second form has none to.
   const T slope = select(e > T(0.5), larger * (T(1) - larger), smaller * larger);
-  return {select(x < T(0), smaller, larger), select(x < T(0), larger, smaller), slope};
+  return {select(x < T(0), smaller, larger), select(x < T(0), larger, smaller), slope, e};
 }
 
 // log(1 + exp(x)); its slope is the sigmoid
@@ -167,7 +168,10 @@ template <class T>
 ACTREG_HD Sigmoid<Dual<T>> sigmoid(Dual<T> x) {
   const Sigmoid<T> s = sigmoid(x.value);
   const T d = s.slope * x.derivative;
-  return {{s.value, d}, {s.complement, -d}, {s.slope, (s.complement - s.value) * d}};
+  return {{s.value, d},
+          {s.complement, -d},
+          {s.slope, (s.complement - s.value) * d},
+          {s.e, select(x.value < T(0), s.e, -s.e) * x.derivative}};
 }
 template <class T>
 ACTREG_HD Jet<Dual<T>> softplus(Dual<T> x) {
