@@ -2,7 +2,8 @@
 
 Forward is held against `x.clone()` and backward against `torch.add(x, dy)`: what the memory alone
 costs, each allocating its output. The rivals take turns within each round, and every figure is the
-median over the rounds of a ratio of neighbours, so that a machine that changes speed does not decide.
+median over the rounds of a ratio of neighbours, so that a machine that changes its speed does not
+decide.
 """
 
 from __future__ import annotations
@@ -86,7 +87,10 @@ def compare(x: torch.Tensor, name: str, p: float, compiled: bool, rounds: int) -
         torch._dynamo.reset()
         functions["compiled"] = torch.compile(eager, dynamic=False)
     row = []
-    for direction, floor in ((forward, x.detach().clone), (backward, lambda: torch.add(x.detach(), dy))):
+    for direction, floor in (
+        (forward, x.detach().clone),
+        (backward, lambda: torch.add(x.detach(), dy)),
+    ):
         rivals = {"fused": direction(fused, x), "memory": floor}
         rivals |= {key: direction(f, x) for key, f in functions.items()}
         found = ratios(rivals, rounds)
