@@ -19,8 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from mutations import KERNELS, MUTATIONS, Mutation
@@ -133,23 +135,21 @@ def main() -> int:
         for i in range(arguments.j):
             copies.put(Copy(Path(folder, str(i))))
 
-        def attempt(mutation: Mutation | None) -> str:
+        def attempt(method: Callable[[Copy, Any], str], argument: Any) -> str:
             copy = copies.get()
             try:
-                if mutation:
-                    return copy.plant(mutation)
-                unchanged = sorted({m.tests for m in mutations})
-                return " ".join(filter(None, map(copy.failed_test, unchanged)))
+                return method(copy, argument)
             finally:
                 copies.put(copy)
 
-        unplanted = workers.submit(attempt, None)
-        results = [(m, workers.submit(attempt, m)) for m in mutations]
+        results = [(m, workers.submit(attempt, Copy.plant, m)) for m in mutations]
+        tests = sorted({mutation.tests for mutation in mutations})
+        unplanted = [workers.submit(attempt, Copy.failed_test, names) for names in tests]
         for mutation, result in results:
             caught = result.result()
             missed += not caught
             print(f"{mutation.fault:62} {caught or 'SURVIVED'}", flush=True)
-        if failed := unplanted.result():
+        if failed := [test for test in (result.result() for result in unplanted) if test]:
             sys.exit(f"without any fault these fail as well, so nothing is known: {failed}")
     seconds = time.perf_counter() - start
     print(f"{len(mutations) - missed} of {len(mutations)} faults caught in {seconds:.0f} s")

@@ -134,7 +134,7 @@ MUTATIONS = [
         "actreg_ext/nn.py",
         "elif in_backward:",
         "elif False:",
-        "tests/test_checkpoint.py",
+        "tests/test_checkpoint.py::test_eager",
     ),
     Mutation(
         "collecting does not clear",

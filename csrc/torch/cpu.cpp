@@ -36,7 +36,10 @@ namespace {
 // A partial sum's share. Fixed, so that the sums do not depend on the number of threads.
 constexpr int64_t kChunk = 32 * cpu::kBlock;
 
-// Calls f(chunk, begin, end) for each chunk of [0, n), in parallel if there are several.
+// Chunks that are worth a thread: as many elements as for torch's own elementwise operators.
+constexpr int64_t kGrain = at::internal::GRAIN_SIZE / kChunk;
+
+// Calls f(chunk, begin, end) for each chunk of [0, n), in parallel if there are enough.
 template <class F>
 void for_each_chunk(int64_t n, F f) {
   const auto run = [&](int64_t first, int64_t last) {
@@ -45,8 +48,8 @@ void for_each_chunk(int64_t n, F f) {
     }
   };
   const int64_t chunks = (n + kChunk - 1) / kChunk;
-  if (chunks > 1) {
-    at::parallel_for(0, chunks, 1, run);
+  if (chunks > kGrain) {
+    at::parallel_for(0, chunks, kGrain, run);
   } else {
     run(0, chunks);
   }
