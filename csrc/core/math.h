@@ -133,7 +133,7 @@ ACTREG_HD Jet<T> tanh(T x) {
   const T left = (((T(1) - scale) - t * (T(1) + scale)) - scale * e.r) - scale * e.curve;
   const T value = t + (left - rest * t) * reciprocal;
   const T tail = select(z < end, T(0), T(4) * (scale + rest) * (reciprocal * reciprocal));
-  return {copysign(value, x), select(value > T(0.5), tail, T(1) - value * value)};
+  return {copysign(value, x), select(value > T(0.7), tail, T(1) - value * value)};
 }
 
 // The normal distribution function and its density. The upper tail is exp(-x^2/2) * a rational

@@ -36,8 +36,8 @@ namespace {
 // A partial sum's share. Fixed, so that the sums do not depend on the number of threads.
 constexpr int64_t kChunk = 32 * cpu::kBlock;
 
-// Chunks that are worth a thread: as many elements as for torch's own elementwise operators.
-constexpr int64_t kGrain = at::internal::GRAIN_SIZE / kChunk;
+// Chunks that are worth a thread: 32768 elements, as for torch's own elementwise operators.
+constexpr int64_t kGrain = 2;
 
 // Calls f(chunk, begin, end) for each chunk of [0, n), in parallel if there are enough.
 template <class F>
