@@ -28,7 +28,7 @@ READY: dict[str, tuple[float, ...]] = {
     for name, parameters in DEFAULTS.items()
     if None not in parameters.values()
 }
-# What torch itself refuses, plus the two values that make every output NaN or infinite.
+# What torch itself refuses, and divisions by 0.
 _CONSTRAINTS: dict[str, tuple[Callable[..., bool], str]] = {
     "celu": (lambda alpha: alpha != 0, "alpha must not be 0"),
     "softplus": (lambda beta, threshold: beta != 0, "beta must not be 0"),
@@ -129,7 +129,10 @@ def real(argument: str, value: object) -> float:
     """Return a real number as a float; a bool, a string or a tensor is none."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise errors.not_real(argument, value)
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an int beyond every float
+        return -math.inf if value < 0 else math.inf
 
 
 def coefficient(argument: str, value: object) -> float:
@@ -168,13 +171,13 @@ def check_seed(seed: object) -> None:
 def rng_state(seed: int | Tensor, device: torch.device) -> Tensor:
     """Return a checked seed as the int64 tensor {seed, offset} on `device`."""
     if isinstance(seed, Tensor):
-        return seed.to(device).contiguous()
+        return seed.to(device, copy=True).contiguous()  # the caller may count its offset up
     signed = int(seed) - 2**64 if seed >= 2**63 else int(seed)  # the same 64 bits
     return torch.tensor([signed, 0], dtype=torch.int64, device=device)
 
 
 def choice(argument: str, value: str, accepted: tuple[str, ...]) -> str:
     """Return a value that is one of the names accepted."""
-    if value not in accepted:
+    if not isinstance(value, str) or value not in accepted:
         raise errors.not_one_of(argument, value, accepted)
     return value

@@ -121,6 +121,7 @@ def act_reg(
         and 0.0 <= l2 < _INF
         and 0.0 <= p <= 1.0
         and (training is True or training is False)
+        and type(penalty_on) is type(reduction) is str
         and penalty_on in PENALTY_ON
         and reduction in REDUCTIONS
         and seed is None

@@ -30,10 +30,24 @@ def _stack(results: Sequence[tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], t
     return outputs, (0,) * len(outputs)
 
 
+def _batched(value: Tensor, dim: int | None, size: int) -> Tensor:
+    """Return a tensor argument with the batch as its first dimension."""
+    return value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+
+
+def _empty(x: Tensor, rest: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Return what a batch of no examples gives; x has the batch as its first dimension."""
+    sums = () if rest[-1] is not None else (2,)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.empty_like(x), x.new_empty((0, *sums), dtype=dtype)
+
+
 def _forward_vmap(
     info: Any, in_dims: Sequence[int | None], x: Tensor, rng_state: Tensor | None, *rest: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Batch the pure op: a shared rng_state gives every example the same mask."""
+    if info.batch_size == 0:
+        return _empty(_batched(x, in_dims[0], 0), rest), (0, 0)
     examples = zip(
         _each(x, in_dims[0], info.batch_size),
         _each(rng_state, in_dims[1], info.batch_size),
@@ -58,6 +72,9 @@ def _forward_random_vmap(
             "mask per example, randomness='same' for one mask, or pass a seed"
         )
     arguments = (activation, parameters, p, *rest)
+    if info.batch_size == 0:
+        batch = _batched(x, in_dims[0], 0)
+        return (*_empty(batch, rest), batch.new_empty((0, 2), dtype=torch.int64)), (0, 0, 0)
     xs = _each(x, in_dims[0], info.batch_size)
     if info.randomness == "different":
         return _stack([forward_random(x_i, *arguments) for x_i in xs])
@@ -68,21 +85,17 @@ def _forward_random_vmap(
     return (*outputs, state), (*dims, None)
 
 
-def _batched(value: Tensor | None, dim: int | None, size: int) -> Tensor | None:
-    """Return a tensor argument with the batch as its first dimension."""
-    if value is None:
-        return None
-    return value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
-
-
 def _slope_vmap(
     op: Any, info: Any, in_dims: Sequence[int | None], arguments: tuple[Any, ...]
 ) -> tuple[Tensor, int]:
     """Batch `backward` or `curvature`, which share their arguments."""
     dy, dpenalty, x, rng_state, activation, parameters, p, *rest = arguments
     rest = [activation, parameters, p, *rest]
+    if info.batch_size == 0:
+        return torch.empty_like(_batched(x, in_dims[2], 0)), 0
     if p == 0 and in_dims[1] is None:  # elementwise in x and dy: one call for the whole batch
-        dy = _batched(dy, in_dims[0], info.batch_size)
+        if dy is not None:
+            dy = _batched(dy, in_dims[0], info.batch_size)
         return op(dy, dpenalty, _batched(x, in_dims[2], info.batch_size), None, *rest), 0
     tensors = (dy, dpenalty, x, rng_state)
     examples = zip(

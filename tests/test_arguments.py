@@ -72,6 +72,8 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
 BAD_CALLS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     *BAD_OPTIONS,
     ({"training": None}, TypeError, ["training", "None", "True or False"]),
+    ({"l1": 10**400}, ValueError, ["l1", "1000000", "finite"]),
+    ({"reduction": numpy.array(["mean", "sum"])}, TypeError, ["reduction", "array", "batch"]),
     ({"training": 1}, TypeError, ["training", "1", "True or False"]),
     ({"seed": 1.0}, TypeError, ["seed", "1.0", "int"]),
     ({"seed": True}, TypeError, ["seed", "True", "int"]),

@@ -266,13 +266,21 @@ def test_saves_the_input_and_16_bytes(p: float, layout: str) -> None:
     assert sum(t.nbytes for t in saved) == x.nbytes + (16 if p else 0)
 
 
-@pytest.mark.parametrize("modified", ["x", "seed"])
-def test_modification_in_place_is_noticed(modified: str) -> None:
-    x, seed = points(requires_grad=True) * 1, torch.tensor([1, 2])
-    output = act_reg(x, p=0.5, seed=seed).output
-    {"x": x, "seed": seed}[modified].add_(1)
+def test_modification_of_the_input_is_noticed() -> None:
+    x = points(requires_grad=True) * 1
+    output = act_reg(x).output
+    x.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
+
+
+def test_a_seed_may_be_counted_up_before_the_backward() -> None:
+    x, seed = torch.ones(64, requires_grad=True), torch.tensor([1, 2])
+    output = act_reg(x, "identity", p=0.5, seed=seed).output
+    seed += 1
+    output.sum().backward()
+    assert torch.equal(x.grad, output)
+    assert not torch.equal(output, act_reg(x, "identity", p=0.5, seed=seed).output)
 
 
 def test_autocast() -> None:
@@ -306,7 +314,7 @@ def test_compiled_autograd(p: float) -> None:
     for n, slope, l1 in ((12, 0.5, 0.3), (9, 0.5, 0.3), (9, 0.25, 0.3), (9, 0.25, 0.7)):
         gradients = []
         for context in (torch._dynamo.compiled_autograd._enable(compiler), torch.enable_grad()):
-            x = points()[:n].requires_grad_()
+            x = points()[:n].reshape(3, -1).requires_grad_()
             y, penalty = act_reg(x, "elu", l1=l1, l2=0.2, p=p, seed=1, alpha=slope)
             loss = y.square().sum() + penalty
             with context:
@@ -339,3 +347,39 @@ def test_penalty_of_the_gradient() -> None:
         return torch.autograd.grad(loss + dx.square().sum(), w)[0]
 
     assert_close(gradients(act_reg), gradients(reference.act_reg))
+
+
+def test_half_precision_does_not_underflow_in_the_penaltys_tangent() -> None:
+    x = torch.randn(1 << 17).abs().half()
+    tangents = [
+        jvp(lambda t, f=f: f(t, "identity", l1=1e-3).penalty, (x,), (torch.ones_like(x),))[1]
+        for f in (act_reg, reference.act_reg)
+    ]
+    assert_close(*tangents, check_dtype=False)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_vmap_over_no_examples(p: float) -> None:
+    output, penalty = vmap(lambda t: act_reg(t, l1=0.1, p=p), randomness="different")(
+        torch.zeros(0, 3)
+    )
+    assert output.shape == (0, 3) and penalty.shape == (0,)
+    seeded = vmap(lambda t: act_reg(t, l1=0.1, p=p, seed=1).penalty)(torch.zeros(0, 3))
+    assert seeded.shape == (0,)
+    assert vmap(grad(lambda t: act_reg(t, l1=0.1, p=p, seed=1).penalty))(
+        torch.zeros(0, 3)
+    ).shape == (0, 3)
+
+
+def test_a_coefficient_of_0_is_off_for_an_infinite_gradient_too() -> None:
+    x = torch.tensor([1.0, -2.0], requires_grad=True)
+    penalty = act_reg(x, "identity", l2=1.0).penalty
+    (dx,) = torch.autograd.grad(penalty, x, torch.tensor(torch.inf))
+    assert dx.tolist() == [torch.inf, -torch.inf]
+
+
+def test_the_second_derivative_has_its_kinks_where_the_kernels_have_them() -> None:
+    x = torch.tensor([0.7, 0.3], requires_grad=True)  # float32(0.7) is not 0.7
+    penalty = act_reg(x, "hardtanh", l2=1.0, reduction="sum", max_val=0.7).penalty
+    (dx,) = torch.autograd.grad(penalty, x, create_graph=True)
+    assert torch.autograd.grad(dx.sum(), x)[0].tolist() == [0.0, 2.0]

@@ -129,3 +129,31 @@ def test_the_input_is_left_alone(dtype: torch.dtype, device: str) -> None:
     before = x.clone()
     output = act_reg(x, "identity", l1=1.0).output
     assert torch.equal(x, before) and output.data_ptr() != x.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_second_derivative_of_a_tensor_that_is_not_dense(dtype: torch.dtype) -> None:
+    """Its mask is that of the forward, whatever the conversions in between."""
+    leaf = torch.randn(8, 6, dtype=dtype, requires_grad=True)
+    seconds = []
+    for function in (act_reg, reference.act_reg):
+        y = function(leaf.t()[:, ::2], "tanh", p=0.5, seed=3).output
+        (first,) = torch.autograd.grad(y.sum(), leaf, create_graph=True)
+        seconds += torch.autograd.grad(first.sum(), leaf)
+    torch.testing.assert_close(*seconds)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_saved_tensors_may_come_back_with_other_strides(order: int) -> None:
+    """Hooks that offload what is saved promise values, not strides."""
+    start = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    gradients = []
+    for pack in (Tensor.contiguous, lambda x: x):
+        x = start.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            y = act_reg(x, "tanh", p=0.5, seed=1).output
+            (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+            if order == 2:
+                (gradient,) = torch.autograd.grad(gradient.sum(), x)
+        gradients.append(gradient.detach())
+    assert torch.equal(*gradients)

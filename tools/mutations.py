@@ -108,8 +108,8 @@ MUTATIONS = [
     Mutation(
         "l2 with one half",
         "csrc/torch/operators.cpp",
-        "coefficients[1] * sums.l2",
-        "coefficients[1] * sums.l2 / 2",
+        "s * s * sums.l2",
+        "s * s * sums.l2 / 2",
         "tests/test_penalty.py",
         ("csrc/torch/operators.cpp",),
     ),

@@ -8,16 +8,20 @@ namespace cpu {
 
 void curvature(const Problem& problem, int64_t begin, int64_t end) {
   using Number = Dual<double>;
-  const double* x = static_cast<const double*>(problem.x);
-  const double* dy = static_cast<const double*>(problem.dy);
+  const auto at = [](const void* from, int64_t i) {  // pointers may be unaligned
+    double value;
+    std::memcpy(&value, static_cast<const char*>(from) + i * sizeof value, sizeof value);
+    return value;
+  };
   double* out = static_cast<double*>(problem.out);
   const Slopes<Number, bool> c{Number(problem.c1), Number(problem.c2_twice), problem.c2_twice != 0};
   visit(
       [&](auto act) {
         for (int64_t i = begin; i < end; ++i) {
           const uint32_t r = problem.drops() ? random_bits(problem.dropout, i) : 0;
-          out[i] = backward(act, Number(x[i], 1), Number(dy[i]), r < problem.dropout.threshold,
-                            r < problem.counted, Number(problem.dropout.scale), c)
+          out[i] = backward(act, Number(at(problem.x, i), 1), Number(at(problem.dy, i)),
+                            r < problem.dropout.threshold, r < problem.counted,
+                            Number(problem.dropout.scale), c)
                        .derivative;
         }
       },

@@ -10,6 +10,7 @@
 
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "cpu/kernels.h"
 #include "torch/cpu_capability.h"
@@ -82,7 +83,7 @@ void read_gradient(Problem& problem, const Tensor& dpenalty, const Attributes& a
   const Tensor wide = dpenalty.to(at::kDouble).contiguous();
   const double* g = wide.const_data_ptr<double>();
   if (const auto& c = attributes.coefficients) {
-    set_slopes(problem, (*c)[0] * g[0], (*c)[1] * g[0]);
+    set_slopes(problem, weighted((*c)[0], g[0]), weighted((*c)[1], g[0]));
   } else {
     set_slopes(problem, g[0], g[1]);
   }
@@ -112,7 +113,8 @@ std::tuple<Tensor, Tensor> run_forward(Problem& problem, const Tensor& input,
   for (const auto& sums : partial) total.l1 += sums.l1, total.l2 += sums.l2;
   total = scaled(total, problem);
   if (attributes.coefficients) {
-    fill(penalty, {weighted(total, *attributes.coefficients)});
+    const auto& c = *attributes.coefficients;
+    fill(penalty, {weighted(c[0], total.l1) + weighted(c[1], total.l2)});
   } else {
     fill(penalty, {total.l1, total.l2});
   }
@@ -167,8 +169,13 @@ Tensor curvature_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, c
                      const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
   OptionalTensor wide_dy;
   if (dy) wide_dy = dy->to(at::kDouble);
-  return run_backward(cpu::curvature, wide_dy, dpenalty, x.to(at::kDouble), rng_state,
-                      {ACTREG_ATTRIBUTE_NAMES})
+  std::vector<double> rounded(parameters.begin(), parameters.end());
+  if (x.scalar_type() != at::kDouble) {  // as the kernels have them: a kink stays where it is
+    for (double& parameter : rounded) parameter = static_cast<float>(parameter);
+  }
+  // dense first: to() gives a tensor that is not dense another order in memory, so another mask.
+  return run_backward(cpu::curvature, wide_dy, dpenalty, dense(x).to(at::kDouble), rng_state,
+                      {activation, rounded, p, on_output, coefficients})
       .to(x.scalar_type());
 }
 

@@ -89,24 +89,51 @@ inline Tensor plus(const Tensor& a, const Tensor& b) {
 // are no coefficients.
 inline Tensor penalty_direction(const Tensor& v, const Tensor& x, const OptionalTensor& rng_state,
                                 const Attributes& a) {
-  const auto options = x.options().dtype(accumulation_type(x));
+  // In the accumulation's type, where 1 / D does not underflow. dense first: see curvature_cpu.
+  const auto type = accumulation_type(x);
+  const Tensor wide_x = dense(x).to(type), wide_v = v.to(type);
+  const auto options = x.options().dtype(type);
   const auto along = [&](const Tensor& dpenalty) {
-    return (v * call(backward_operator(), std::nullopt, dpenalty, x, rng_state, a))
-        .sum(accumulation_type(x));
+    return (wide_v * call(backward_operator(), std::nullopt, dpenalty, wide_x, rng_state, a)).sum();
   };
   if (a.coefficients) return along(at::ones({}, options));
   const Tensor unit = at::eye(2, options);
   return at::stack(std::vector<Tensor>{along(unit[0]), along(unit[1])});
 }
 
+// Note [Saved strides]
+// The mask follows x's strides, and a hook on saved tensors promises values, not strides
+// (offloading may hand back a contiguous copy of a channels_last tensor). So the node remembers
+// them.
+struct Strides {
+  std::vector<int64_t> strides;  // empty: nothing to restore
+  bool dense = false;
+
+  Strides() = default;
+  explicit Strides(const Tensor& x) {
+    if (x.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return;
+    strides = x.strides().vec();
+    dense = x.is_non_overlapping_and_dense();
+  }
+  Tensor restored(const Tensor& x) const {
+    if (strides.empty() || x.unsafeGetTensorImpl()->has_symbolic_sizes_strides() ||
+        x.strides() == at::IntArrayRef(strides)) {
+      return x;
+    }
+    return dense ? at::empty_strided(x.sizes(), strides, x.options()).copy_(x) : x.contiguous();
+  }
+};
+
 // What the two nodes share: the saved tensors, the lock, compiled autograd.
 template <int kSaved>
 struct ActRegNode : public Node {
-  SavedVariable saved[kSaved];
+  SavedVariable saved[kSaved];  // the last two: x, rng_state
+  Strides strides;
   OwnedAttributes attributes;
 
   ActRegNode(edge_list&& edges, const Attributes& a, const std::array<Tensor, kSaved>& tensors)
       : Node(std::move(edges)), attributes(a) {
+    if (a.p > 0) strides = Strides(tensors[kSaved - 2]);
     for (int i = 0; i < kSaved; ++i) saved[i] = SavedVariable(tensors[i], false);
   }
   void release_variables() override {
@@ -135,8 +162,9 @@ struct ActRegBackward final : public ActRegNode<2> {  // saved: x, rng_state
     if (!task_should_compute_output(0) || (!dy.defined() && !dpenalty.defined())) {
       return {Tensor()};
     }
-    return {call(backward_operator(), optional(dy), optional(dpenalty), saved[0].unpack(),
-                 optional(saved[1].unpack()), attributes.view())};
+    return {call(backward_operator(), optional(dy), optional(dpenalty),
+                 strides.restored(saved[0].unpack()), optional(saved[1].unpack()),
+                 attributes.view())};
   }
 };
 
@@ -149,7 +177,7 @@ struct ActRegBackwardBackward final : public ActRegNode<4> {  // saved: dy, dpen
     const Tensor& v = gradients[0];
     if (!v.defined()) return {Tensor(), Tensor(), Tensor()};
     const auto dy = optional(saved[0].unpack()), dpenalty = optional(saved[1].unpack());
-    const Tensor x = saved[2].unpack();
+    const Tensor x = strides.restored(saved[2].unpack());
     const auto rng_state = optional(saved[3].unpack());
     const Attributes a = attributes.view();
     variable_list result(3);

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <cmath>
+#include <vector>
 
 #include "core/registry.h"
 
@@ -97,7 +98,7 @@ void check_shapes(const OptionalTensor& dy, const OptionalTensor& dpenalty, cons
   TORCH_CHECK_VALUE(!dy || !dy->defined() || dy->sizes() == x.sizes(), "actreg: dy has shape ",
                     dy->sizes(), ", but input has shape ", x.sizes());
   TORCH_CHECK_VALUE(
-      !dpenalty || !dpenalty->defined() || dpenalty->numel() == (attributes.coefficients ? 1 : 2),
+      !dpenalty || !dpenalty->defined() || dpenalty->sizes() == penalty_shape(attributes),
       "actreg: dpenalty is a scalar, or two numbers without coefficients; but got "
       "shape ",
       dpenalty->sizes());
@@ -127,9 +128,8 @@ at::IntArrayRef penalty_shape(const Attributes& attributes) {
   return attributes.coefficients ? at::IntArrayRef() : at::IntArrayRef(kTwo);
 }
 
-double weighted(const PenaltySums<double>& sums, at::ArrayRef<double> coefficients) {
-  return (coefficients[0] == 0 ? 0 : coefficients[0] * sums.l1) +
-         (coefficients[1] == 0 ? 0 : coefficients[1] * sums.l2);
+double weighted(double coefficient, double value) {
+  return coefficient == 0 ? 0 : coefficient * value;
 }
 
 PenaltySums<double> scaled(PenaltySums<double> sums, const Problem& problem) {
@@ -146,16 +146,23 @@ void set_slopes(Problem& problem, double dl1_sum, double dl2_sum) {
 TORCH_LIBRARY(actreg, m) {
 #define ATTRIBUTES \
   "str activation, float[] parameters, float p, bool on_output, float[]? coefficients"
-  m.def("forward(Tensor x, Tensor? rng_state, " ATTRIBUTES ") -> (Tensor output, Tensor penalty)");
+  // The mask follows the strides, so a compiler must leave those of x alone.
+  const std::vector<at::Tag> pure = {at::Tag::needs_exact_strides, at::Tag::pt2_compliant_tag};
+  const std::vector<at::Tag> random = {at::Tag::needs_exact_strides, at::Tag::pt2_compliant_tag,
+                                       at::Tag::nondeterministic_seeded};
+  m.def("forward(Tensor x, Tensor? rng_state, " ATTRIBUTES ") -> (Tensor output, Tensor penalty)",
+        pure);
   // Draws rng_state from the default generator of x's device.
   m.def("forward_random(Tensor x, " ATTRIBUTES
         ") -> (Tensor output, Tensor penalty, Tensor rng_state)",
-        {at::Tag::nondeterministic_seeded});
+        random);
   m.def("backward(Tensor? dy, Tensor? dpenalty, Tensor x, Tensor? rng_state, " ATTRIBUTES
-        ") -> Tensor");
+        ") -> Tensor",
+        pure);
   // d(dx)/dx of backward, element by element.
   m.def("curvature(Tensor? dy, Tensor? dpenalty, Tensor x, Tensor? rng_state, " ATTRIBUTES
-        ") -> Tensor");
+        ") -> Tensor",
+        pure);
 #undef ATTRIBUTES
 }
 

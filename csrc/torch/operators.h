@@ -59,8 +59,8 @@ at::ScalarType accumulation_type(const Tensor& x);
 // Of the penalty: 0-d, or two numbers without coefficients.
 at::IntArrayRef penalty_shape(const Attributes& attributes);
 
-// penalty = l1 * sum|t| + l2 * sum t^2, where a coefficient of 0 is off.
-double weighted(const PenaltySums<double>& sums, at::ArrayRef<double> coefficients);
+// coefficient * value, where a coefficient of 0 is off: 0 * inf would be NaN.
+double weighted(double coefficient, double value);
 // The factor s that the kernels leave out of t.
 PenaltySums<double> scaled(PenaltySums<double> sums, const Problem& problem);
 // Puts what multiplies sign(a) and a into the problem; dpenalty is {d/dl1 sum, d/dl2 sum}.
