@@ -139,7 +139,7 @@ def act_reg(
         call = (input, activation, parameters, l1, l2, p, penalty_on, reduction, seed)
         if input.device.type not in _DEVICES:
             return _without_kernel(*call)
-        return _traced(*call) if _traced_as_op(p) else composite(*call)
+        return _traced(*call)
     try:
         if l1 or l2:
             size = COUNTS[reduction](input) or 1
@@ -169,7 +169,9 @@ def _traced(
 
     The seed comes from torch.randint and the op is pure: AOTAutograd merges two equal calls of a
     custom random op, which would give two layers one mask, and makes an exception for torch's own.
-    The coefficients stay outside the op, where a changing float does not compile again.
+    The coefficients stay outside the op, where a changing float does not compile again. Without
+    dropout too the op is faster than what torch.compile makes of the composite: 0.4 to 0.8 of its
+    time for 2^22 elements (python -m benchmarks --sizes 4194304).
     """
     state = None
     if p > 0:
@@ -182,11 +184,6 @@ def _traced(
     if l2:
         penalty = penalty + l2 * sums[1] / size
     return ActRegOutput(output, penalty)
-
-
-def _traced_as_op(p: float) -> bool:
-    """Say whether a compiled graph gets our op, or torch's own ops, which fuse with neighbours."""
-    return True
 
 
 def _without_kernel(x: Tensor, *rest: Any) -> ActRegOutput:
