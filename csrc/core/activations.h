@@ -288,7 +288,7 @@ struct Threshold {  // x where x > threshold, value elsewhere
   }
 };
 
-// The list. std::visit on it (registry.h) is the only dispatcher.
+// The list. visit (registry.h) on it is the only dispatcher.
 using Activation =
     std::variant<Identity, Relu, Relu6, LeakyRelu, Elu, Celu, Selu, Gelu, GeluTanh, Silu, Mish,
                  Sigmoid, LogSigmoid, Tanh, Tanhshrink, Softplus, Softsign, Hardtanh, Hardsigmoid,
