@@ -64,8 +64,6 @@ def cuda_toolkit(torch_cuda: str | None) -> tuple[str, str]:
     """(root of the CUDA toolkit to build with, ""), or ("", why to build for the CPU alone)."""
     if os.environ.get("ACTREG_CUDA") == "0":
         return "", "ACTREG_CUDA=0"
-    if not glob("csrc/cuda/*.cu"):
-        return "", "this version has no CUDA kernels"
     if torch_cuda is None:
         return "", "this PyTorch is built without CUDA"
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
@@ -80,6 +78,18 @@ def cuda_toolkit(torch_cuda: str | None) -> tuple[str, str]:
     if release and release[1] != torch_cuda.split(".")[0]:
         return "", f"{root} is CUDA {release[1]}; set CUDA_HOME to a toolkit of CUDA {torch_cuda}"
     return root, ""
+
+
+def cuda_architectures(toolkit: str, torch: ModuleType) -> str:
+    """TORCH_CUDA_ARCH_LIST unless it is set: Ampere, Hopper, and the GPUs of this machine.
+
+    sm_80 runs on all GPUs of 8.x; of the newest there is PTX, from which the driver makes the code
+    for every GPU after it.
+    """
+    known = output_of(f"{toolkit}/bin/nvcc", "--list-gpu-arch").split()
+    present = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    wanted = [f"{major}.{minor}" for major, minor in sorted({(8, 0), (9, 0), *present})]
+    return ";".join(a for a in wanted if f"compute_{a.replace('.', '')}" in known) + "+PTX"
 
 
 def openmp_flags(torch: ModuleType, include_paths: list[str], compiler: str) -> list[str]:
@@ -108,7 +118,7 @@ def build_options() -> dict[str, Any]:
     toolkit, cpu_only = cuda_toolkit(torch.version.cuda)
     if toolkit:
         os.environ["CUDA_HOME"] = toolkit  # before cpp_extension takes the parent of any nvcc
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_architectures(toolkit, torch))
     elif os.environ.get("ACTREG_CUDA") == "1":
         raise SystemExit(f"actreg_ext: ACTREG_CUDA=1, but there can be no CUDA kernels: {cpu_only}")
     else:
@@ -128,7 +138,7 @@ def build_options() -> dict[str, Any]:
     # #include "..." alone: csrc/torch never hides a <torch/...>.
     cxx += [f"-isystem{path}" for path in [*include_paths, sysconfig.get_path("include")]]
     cxx += [f"-iquote{core}"]
-    nvcc = ["-O3", "-Xcompiler=-fvisibility=hidden", f"-I{core}"]
+    nvcc = ["-O3", "-Xcompiler=-fvisibility=hidden,-Wno-psabi", f"-I{core}"]
     nvcc += ["-Werror=all-warnings"] * werror
 
     cuda_sources = glob("csrc/cuda/*.cu") + glob("csrc/torch/cuda*.cpp")

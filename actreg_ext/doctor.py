@@ -154,7 +154,7 @@ def _kernels() -> Finding:
     if torch.cuda.is_available():
         value += "; CUDA tensors run on actreg_ext.reference, which is slower"
     wanted = torch.version.cuda is not None or shutil.which("nvidia-smi") is not None
-    if not wanted or "this version" in build.cpu_only:
+    if not wanted:
         return Finding("CUDA kernels", value)
     if torch.version.cuda is None:
         first = "install PyTorch for CUDA (https://pytorch.org/get-started)"

@@ -7,6 +7,12 @@ and in double:
     log1p    u - s (u - z L(z)),            s = u / (2 + u), z = s^2, 0 <= u <= 1
     tail     Q(z) = exp(-z^2/2) N(z)/D(z),  0 <= z <= 14.5 (float) or 39 (double)
 
+and shorter ones for results of 11 bits, where exp2 and 1/x are instructions:
+
+    expm1    x + x^2 P(x),                  -1/2 <= x <= 0
+    log1p    u L(u),                        0 <= u <= 1
+    tail     as above
+
 Each fit minimises the greatest relative error by Lawson's reweighted least squares, and the tail by
 the same on N - D tail = 0, reweighted by the last D. Coefficients are rounded to the format one by
 one, lowest degree first, the others being fitted again after each. They are printed highest degree
@@ -23,6 +29,7 @@ mp.dps = 110
 BITS = {"float": 24, "double": 53}
 LIMIT = {"float": mpf("14.5"), "double": mpf(39)}
 DEGREES = {"float": (5, 4, 4), "double": (10, 9, 9)}  # of P, L and N; D has one more than N
+SHORT = (2, 5, 2)
 KEPT = {"float": 16, "double": 42}  # bits of ln2's high part: k times it is exact
 HALF = mpf(1) / 2
 HEAD = """\
@@ -32,6 +39,10 @@ HEAD = """\
 #pragma once
 
 namespace actreg {
+
+template <class Scalar>
+struct Short;
+
 namespace math {
 
 template <class Scalar>
@@ -116,6 +127,34 @@ def show(name, kind, coefficients, error=None):
     print("  };")
 
 
+def show_tail(kind, degree):
+    """Fit and print the normal tail."""
+    end = (LIMIT[kind] - 4) / (LIMIT[kind] + 4)
+    zs = np.array([4 * (1 + x) / (1 - x) for x in grid(mpf(-1), end)])
+    values = np.array([mp.erfc(z / mp.sqrt(2)) * mp.exp(z * z / 2) / 2 for z in zs])
+    bottom = denominator(zs, values, degree + 1, kind)
+    values = values * (np.array(bottom) @ powers(zs, degree + 1))
+    columns = powers(zs, degree)
+    show("kTailTop", kind, *fit(columns, values, 1 / values, kind, [HALF]))
+    show("kTailBottom", kind, bottom)
+
+
+def show_short():
+    """Fit and print the tables for results of 11 bits, in float."""
+    exp_degree, log_degree, tail_degree = SHORT
+    print("template <>\nstruct Coefficients<Short<float>> {")
+    xs = grid(-HALF, -(mpf(10) ** -12))
+    ms = np.array([mp.expm1(x) for x in xs])
+    columns = powers(xs, exp_degree)
+    show("kExpm1", "float", *fit(columns, (ms - xs) / xs**2, xs**2 / abs(ms), "float", [HALF]))
+    us = grid(mpf(10) ** -12, mpf(1))
+    slopes = np.array([mp.log1p(u) / u for u in us])
+    columns = powers(us, log_degree)
+    show("kLog1p", "float", *fit(columns, slopes, 1 / slopes, "float", [mpf(1)]))
+    show_tail("float", tail_degree)
+    print("};")
+
+
 def main():
     """Fit and print every table."""
     print(HEAD)
@@ -136,15 +175,9 @@ def main():
         values, weights = (logs / roots - 2) / roots**2, roots**3 / logs
         show("kLog1p", kind, *fit(powers(roots**2, log_degree), values, weights, kind))
 
-        end = (LIMIT[kind] - 4) / (LIMIT[kind] + 4)
-        zs = np.array([4 * (1 + x) / (1 - x) for x in grid(mpf(-1), end)])
-        values = np.array([mp.erfc(z / mp.sqrt(2)) * mp.exp(z * z / 2) / 2 for z in zs])
-        bottom = denominator(zs, values, tail_degree + 1, kind)
-        values = values * (np.array(bottom) @ powers(zs, tail_degree + 1))
-        columns = powers(zs, tail_degree)
-        show("kTailTop", kind, *fit(columns, values, 1 / values, kind, [HALF]))
-        show("kTailBottom", kind, bottom)
+        show_tail(kind, tail_degree)
         print("};")
+    show_short()
     print("\n}  // namespace math\n}  // namespace actreg")
 
 

@@ -161,9 +161,9 @@ struct Mish : NoParameters {  // x * tanh(softplus(x)); with e = exp(-|x|), tanh
   ACTREG_HD Jet<T> operator()(T x) const {
     const T e = math::exp_of_negative(minus_abs(x)), twice = e + e, square = e * e;
     const T c0 = select(x < T(0), T(2), T(1)), c2 = select(x < T(0), T(1), T(2));
-    const T bottom = c2 * square + (c0 + twice), r = T(1) / bottom;
-    // One step of Newton's, from the terms of the bottom and not from their rounded sum.
-    const T reciprocal = r + r * (((T(1) - c0 * r) - twice * r) - c2 * e * (e * r));
+    const T r = actreg::reciprocal(c2 * square + (c0 + twice));
+    // From the terms of the bottom and not from their rounded sum.
+    const T reciprocal = refined(r, ((T(1) - c0 * r) - twice * r) - c2 * e * (e * r));
     const T gate =
         select(x < T(0), e * (T(2) + e) * reciprocal, T(1) - (square + square) * reciprocal);
     const T over = T(4) * e * (reciprocal * reciprocal);
@@ -227,7 +227,7 @@ struct Softsign : NoParameters {  // x / (1 + |x|)
   static constexpr const char* name = "softsign";
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
-    const T d = T(1) + abs(x), y = x / d, r = T(1) / d;
+    const T d = T(1) + abs(x), y = x / d, r = reciprocal(d);
     return {y, r * r + (y - y)};  // y - y: NaN at the infinities, as torch's slope
   }
 };

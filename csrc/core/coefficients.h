@@ -4,6 +4,10 @@
 #pragma once
 
 namespace actreg {
+
+template <class Scalar>
+struct Short;
+
 namespace math {
 
 template <class Scalar>
@@ -75,6 +79,32 @@ struct Coefficients<double> {
       0x1.47b0ae8b03b46p+1,
       0x1.2c6e99c92d0b8p+1,
       0x1p+0,
+  };
+};
+template <>
+struct Coefficients<Short<float>> {
+  static constexpr float kExpm1[] = {
+      // degree 2, error 160.477 ulp
+      0x1.24b594p-5f,
+      0x1.5320f6p-3f,
+      0x1p-1f,
+  };
+  static constexpr float kLog1p[] = {
+      // degree 5, error 161.715 ulp
+      -0x1.953786p-6f, 0x1.a84bb4p-4f, -0x1.b2fefp-3f, 0x1.4e0de2p-2f, -0x1.ff873ep-2f, 0x1p+0f,
+  };
+  static constexpr float kTailTop[] = {
+      // degree 2, error 455.189 ulp
+      0x1.fb8d4ap-5f,
+      0x1.1c0486p-2f,
+      0x1p-1f,
+  };
+  static constexpr float kTailBottom[] = {
+      // degree 3
+      0x1.3db354p-3f,
+      0x1.669618p-1f,
+      0x1.5a67c8p+0f,
+      0x1p+0f,
   };
 };
 

@@ -1,10 +1,12 @@
 // The transcendental functions, branch-free on any number type. Layer: core.
 // Coefficients: tools/fit_polynomials.py, which also prints the errors. NaN passes through.
+// Coarse numbers (coarse.h) have shorter ways of their own where they gain by it.
 #pragma once
 
 #include <cstddef>
 #include <utility>
 
+#include "core/coarse.h"
 #include "core/coefficients.h"
 #include "core/dual.h"
 #include "core/jet.h"
@@ -31,21 +33,27 @@ struct Range<double> {
   static constexpr double kTinyPower = -600, kTiny = 0x1p-600;
   static constexpr double kTailIsZero = 39;
 };
+template <class S>
+struct Range<Short<S>> : Range<S> {};
 constexpr double kLog2E = 1.4426950408889634;
 
 namespace detail {
-template <class T, class S, std::size_t N, std::size_t... I>
-ACTREG_HD T horner(T x, const S (&c)[N], std::index_sequence<I...>) {
-  T sum(c[0]);
-  ((sum = sum * x + T(c[I + 1])), ...);
+// The table is a template argument: device code may use its numbers, but not its address.
+template <const auto& table, std::size_t I>
+constexpr auto kEntry = table[I];
+template <const auto& table, class T, std::size_t... I>
+ACTREG_HD T horner(T x, std::index_sequence<I...>) {
+  T sum(kEntry<table, 0>);
+  ((sum = sum * x + T(kEntry<table, I + 1>)), ...);
   return sum;
 }
 }  // namespace detail
 
 // c[0] x^(N-1) + ... + c[N-1]
-template <class T, class S, std::size_t N>
-ACTREG_HD T polynomial(T x, const S (&c)[N]) {
-  return detail::horner(x, c, std::make_index_sequence<N - 1>{});
+template <const auto& table, class T>
+ACTREG_HD T polynomial(T x) {
+  constexpr std::size_t kSize = sizeof(table) / sizeof(table[0]);
+  return detail::horner<table>(x, std::make_index_sequence<kSize - 1>{});
 }
 
 // e^x = 2^k (1 + m), with k an integer and m = r + curve, |m| < 0.42
@@ -58,7 +66,7 @@ ACTREG_HD ReducedExp<T> reduced_exp(T x) {
   using C = Coefficients<Scalar<T>>;
   const T round(Range<Scalar<T>>::kRound), shifted = x * T(kLog2E) + round, k = shifted - round;
   const T r = (x - k * T(C::kLn2High)) - k * T(C::kLn2Low);
-  const T curve = r * r * polynomial(r, C::kExpm1);
+  const T curve = r * r * polynomial<C::kExpm1>(r);
   return {shifted, r, curve, r + curve};
 }
 
@@ -79,6 +87,11 @@ ACTREG_HD T exp_of_negative(T x) {
   const ReducedExp<T> e = reduced_exp(at_least(x, T(R::kExpIsZero)));
   return times_power_of_two(T(1) + e.m, e.shifted_k);
 }
+template <class T>
+ACTREG_HD Coarse<T> exp_of_negative(Coarse<T> x) {
+  const T root = fast_exp2(x.value * T(kLog2E / 2));  // squared: denormal results too
+  return Coarse<T>(root * root);
+}
 
 // exp(x) - 1 for x <= 0, and exp(x) as its slope; <= 1.1 and 1 ulp.
 template <class T>
@@ -89,12 +102,22 @@ ACTREG_HD Jet<T> expm1_of_negative(T x) {
   const T scale = power_of_two(at_least(e.shifted_k, T(R::kRound + R::kNegligible)));
   return {(scale - T(1)) + scale * e.m, times_power_of_two(T(1) + e.m, e.shifted_k)};
 }
+template <class T>
+ACTREG_HD Jet<Coarse<T>> expm1_of_negative(Coarse<T> x) {
+  using C = Coefficients<Scalar<Coarse<T>>>;
+  const Coarse<T> e = exp_of_negative(x), near_zero = x + x * x * polynomial<C::kExpm1>(x);
+  return {select(x.value > T(-0.5), near_zero, e - Coarse<T>(1)), e};
+}
 
 // log(1 + u) for u in [0, 1], by the series of 2 atanh(u / (2 + u)). <= 1.3 ulp.
 template <class T>
 ACTREG_HD T log1p_of_unit(T u) {
-  const T s = u / (u + T(2)), z = s * s;
-  return u - s * (u - z * polynomial(z, Coefficients<Scalar<T>>::kLog1p));
+  const T s = ratio(u, u + T(2)), z = s * s;
+  return u - s * (u - z * polynomial<Coefficients<Scalar<T>>::kLog1p>(z));
+}
+template <class T>
+ACTREG_HD Coarse<T> log1p_of_unit(Coarse<T> u) {
+  return u * polynomial<Coefficients<Scalar<Coarse<T>>>::kLog1p>(u);
 }
 
 // 1 / (1 + exp(-x)), 1 less that, and the product of both, which is the slope; none cancels. And
@@ -105,8 +128,8 @@ struct Sigmoid {
 };
 template <class T>
 ACTREG_HD Sigmoid<T> sigmoid(T x) {
-  const T e = exp_of_negative(minus_abs(x)), r = T(1) / (T(1) + e);
-  const T larger = r + r * ((T(1) - r) - e * r), smaller = e * larger;  // one step of Newton's
+  const T e = exp_of_negative(minus_abs(x)), r = reciprocal(T(1) + e);
+  const T larger = refined(r, (T(1) - r) - e * r), smaller = e * larger;
   // Near 1/2 the errors of the first form cancel, and in the tails the second form has none to.
   const T slope = select(e > T(0.5), larger * (T(1) - larger), smaller * larger);
   return {select(x < T(0), smaller, larger), select(x < T(0), larger, smaller), slope, e};
@@ -115,7 +138,7 @@ ACTREG_HD Sigmoid<T> sigmoid(T x) {
 // log(1 + exp(x)); its slope is the sigmoid
 template <class T>
 ACTREG_HD Jet<T> softplus(T x) {
-  const T e = exp_of_negative(minus_abs(x)), larger = T(1) / (T(1) + e);
+  const T e = exp_of_negative(minus_abs(x)), larger = reciprocal(T(1) + e);
   return {select(x < T(0), T(0), x) + log1p_of_unit(e), select(x < T(0), e * larger, larger)};
 }
 
@@ -127,13 +150,19 @@ ACTREG_HD Jet<T> tanh(T x) {
   const T z = T(2) * minus_abs(x), end(R::kLogNormal);
   const ReducedExp<T> e = reduced_exp(at_least(z, end));
   const T scale = power_of_two(e.shifted_k), rest = scale * e.m;
-  const T reciprocal = T(1) / ((T(1) + scale) + rest);
-  const T t = ((T(1) - scale) - rest) * reciprocal;
+  const T r = reciprocal((T(1) + scale) + rest), t = ((T(1) - scale) - rest) * r;
   // What t times the denominator leaves of the numerator, term by term: most of them are exact.
   const T left = (((T(1) - scale) - t * (T(1) + scale)) - scale * e.r) - scale * e.curve;
-  const T value = t + (left - rest * t) * reciprocal;
-  const T tail = select(z < end, T(0), T(4) * (scale + rest) * (reciprocal * reciprocal));
+  const T value = t + (left - rest * t) * r;
+  const T tail = select(z < end, T(0), T(4) * (scale + rest) * (r * r));
   return {copysign(value, x), select(value > T(0.7), tail, T(1) - value * value)};
+}
+template <class T>
+ACTREG_HD Jet<Coarse<T>> tanh(Coarse<T> x) {
+  using N = Coarse<T>;
+  const N e = exp_of_negative(N(2) * minus_abs(x)), r = reciprocal(N(1) + e), square = x * x;
+  const N near_zero = x + x * square * (N(2.0 / 15) * square - N(1.0 / 3));
+  return {select(square < N(0x1p-6), near_zero, copysign((N(1) - e) * r, x)), N(4) * e * (r * r)};
 }
 
 // The normal distribution function and its density. The upper tail is exp(-x^2/2) * a rational
@@ -143,7 +172,7 @@ ACTREG_HD Jet<T> normal_cdf(T x) {
   using C = Coefficients<Scalar<T>>;
   const T z = at_most(abs(x), T(Range<Scalar<T>>::kTailIsZero));
   const T e = exp_of_negative(T(-0.5) * (z * z));
-  const T tail = e * (polynomial(z, C::kTailTop) / polynomial(z, C::kTailBottom));
+  const T tail = e * ratio(polynomial<C::kTailTop>(z), polynomial<C::kTailBottom>(z));
   return {select(x < T(0), tail, T(1) - tail), e * T(0.39894228040143267793994605993438)};
 }
 

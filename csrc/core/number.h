@@ -6,12 +6,15 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__GNUC__)
+#define ACTREG_INLINE inline __attribute__((always_inline))
+#else
+#define ACTREG_INLINE inline
+#endif
 #if defined(__CUDACC__)
 #define ACTREG_HD __host__ __device__ __forceinline__
-#elif defined(__GNUC__)
-#define ACTREG_HD inline __attribute__((always_inline))
 #else
-#define ACTREG_HD inline
+#define ACTREG_HD ACTREG_INLINE
 #endif
 
 namespace actreg {
@@ -76,6 +79,54 @@ ACTREG_HD double power_of_two(double shifted) {
   bits = static_cast<int64_t>((static_cast<uint64_t>(bits) + 1023u) << 52);
   std::memcpy(&shifted, &bits, sizeof bits);
   return shifted;
+}
+
+// For coarse.h: 2^x and 1 / x in one instruction where there is one. Their relative errors are
+// below 2^-21; what is no normal number becomes 0.
+ACTREG_HD float fast_exp2(float x) {
+#if defined(__CUDA_ARCH__)
+  asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
+  return x;
+#else
+  return std::exp2(x);
+#endif
+}
+ACTREG_HD float fast_reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+  asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
+  return x;
+#else
+  return 1 / x;
+#endif
+}
+
+// a / b and 1 / b, for b in [1, 2^126].
+template <class T>
+ACTREG_HD T ratio(T a, T b) {
+  return a / b;
+}
+#if defined(__CUDA_ARCH__)  // where a division of any two numbers is a subroutine: Newton's steps
+ACTREG_HD float ratio(float a, float b) {
+  const float r = fast_reciprocal(b), q = a * r;
+  return q + r * (a - b * q);
+}
+ACTREG_HD double ratio(double a, double b) {
+  double r;
+  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(r) : "d"(b));  // 20 bits
+  r = r + r * (1 - b * r);
+  r = r + r * (1 - b * r);
+  const double q = a * r;
+  return q + r * (a - b * q);
+}
+#endif
+template <class T>
+ACTREG_HD T reciprocal(T b) {
+  return ratio(T(1), b);
+}
+// r, an approximate root, after a step of Newton's that is its `residual` times r long.
+template <class T>
+ACTREG_HD T refined(T r, T residual) {
+  return r + r * residual;
 }
 
 // The condition that always holds: lets one text serve the kernels with and without a mask.

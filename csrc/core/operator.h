@@ -26,7 +26,7 @@ ACTREG_HD T forward(const Act& act, T x, Keep keep, Counts counts, T s, PenaltyS
   const T t = select(counts, a, T(0));
   sums.l1 += abs(t);
   sums.l2 += t * t;
-  return select(keep, a * s, T(0));
+  return select(keep, a, T(0)) * s;
 }
 
 // dx = act'(x) * (keep ? s * dy : 0  +  c1 * sign(t) * dt/da  +  2 * c2 * t * dt/da)

@@ -19,13 +19,21 @@ constexpr int kElementsPerDraw = 8;
 // A word is any unsigned type of 64 bits a lane, of which the low 32 are the Philox word and the
 // others are rubbish: the 32 x 32 -> 64 bit product then needs no unpacking, only a shift.
 ACTREG_HD uint64_t multiply_low_words(uint64_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)  // where the product of two 64-bit numbers costs an addition more
+  uint64_t product;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(static_cast<uint32_t>(a)), "r"(b));
+  return product;
+#else
   return static_cast<uint64_t>(static_cast<uint32_t>(a)) * b;
+#endif
 }
 
 template <class Word>
 ACTREG_HD void philox4x32_10(Word (&counter)[4], uint64_t key) {
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
-#if defined(__GNUC__) || defined(__CUDACC__)
+#if defined(__CUDACC__)
+#pragma unroll
+#elif defined(__GNUC__)
 #pragma GCC unroll 10
 #endif
   for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {

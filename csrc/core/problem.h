@@ -5,6 +5,7 @@
 #include <variant>
 
 #include "core/activations.h"
+#include "core/penalty.h"
 #include "core/philox.h"
 
 namespace actreg {
@@ -23,9 +24,7 @@ using Element =
     std::variant<ElementType<float>, ElementType<double>, ElementType<Half>, ElementType<BFloat16>>;
 
 // Elements are in memory order; pointers need the alignment of one element only.
-struct Problem {
-  Activation activation;
-  Element element;
+struct Task {
   const void* x = nullptr;
   const void* dy = nullptr;  // backward only
   void* out = nullptr;       // y, or dx
@@ -33,9 +32,15 @@ struct Problem {
   // An element counts in the penalty if r(i) < counted: kKeepAll for the penalty on the activation,
   // the dropout's threshold for the penalty on the output, where dropped elements are 0.
   uint32_t counted = kKeepAll;
-  double c1 = 0, c2_twice = 0;  // backward only: see Slopes in operator.h
+  Penalty penalty;
 
   ACTREG_HD bool drops() const { return dropout.threshold != kKeepAll; }
+};
+
+struct Problem : Task {
+  Activation activation;
+  Element element;
+  double c1 = 0, c2_twice = 0;  // backward on the CPU only: see Slopes in operator.h
 };
 
 }  // namespace actreg

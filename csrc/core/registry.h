@@ -16,7 +16,7 @@ constexpr std::size_t kActivations = std::variant_size_v<Activation>;
 namespace detail {
 
 template <std::size_t I, class Variant>
-ACTREG_HD auto alternative(const Variant& value) {
+ACTREG_INLINE auto alternative(const Variant& value) {
   using Alternative = std::variant_alternative_t<I, Variant>;
   if constexpr (std::is_empty_v<Alternative>) {
     return Alternative{};
@@ -25,7 +25,7 @@ ACTREG_HD auto alternative(const Variant& value) {
   }
 }
 template <class F, class Variant, std::size_t... I>
-ACTREG_HD void visit(F& f, const Variant& value, std::index_sequence<I...>) {
+ACTREG_INLINE void visit(F& f, const Variant& value, std::index_sequence<I...>) {
   (void)((value.index() == I && (f(alternative<I>(value)), true)) || ...);
 }
 template <class F, std::size_t... I>
@@ -37,7 +37,7 @@ void for_each(F& f, std::index_sequence<I...>) {
 
 // std::visit without its exception: it would leave weak symbols in files compiled for AVX-512.
 template <class F, class Variant>
-ACTREG_HD void visit(F f, const Variant& value) {
+ACTREG_INLINE void visit(F f, const Variant& value) {
   detail::visit(f, value, std::make_index_sequence<std::variant_size_v<Variant>>{});
 }
 

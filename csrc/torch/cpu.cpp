@@ -10,7 +10,6 @@
 
 #include <mutex>
 #include <string>
-#include <vector>
 
 #include "cpu/kernels.h"
 #include "torch/cpu_capability.h"
@@ -78,23 +77,12 @@ void read_rng_state(Problem& problem, const OptionalTensor& rng_state, const Ten
   problem.dropout.offset = static_cast<uint64_t>(state[1]);
 }
 
-// dpenalty times the coefficients, or the two numbers that it has without coefficients.
-void read_gradient(Problem& problem, const Tensor& dpenalty, const Attributes& attributes) {
-  const Tensor wide = dpenalty.to(at::kDouble).contiguous();
-  const double* g = wide.const_data_ptr<double>();
-  if (const auto& c = attributes.coefficients) {
-    set_slopes(problem, weighted((*c)[0], g[0]), weighted((*c)[1], g[0]));
-  } else {
-    set_slopes(problem, g[0], g[1]);
-  }
-}
-
-void fill(Tensor& tensor, std::initializer_list<double> values) {
-  if (tensor.scalar_type() == at::kDouble) {
-    std::copy(values.begin(), values.end(), tensor.mutable_data_ptr<double>());
-  } else {
-    std::copy(values.begin(), values.end(), tensor.mutable_data_ptr<float>());
-  }
+void read_gradient(Problem& problem, const OptionalTensor& dpenalty) {
+  if (!dpenalty || !dpenalty->defined()) return;
+  const Tensor wide = dpenalty->to(at::kDouble).contiguous();
+  const PenaltySums<double> c = problem.penalty.slopes(wide.const_data_ptr<double>());
+  problem.c1 = c.l1;
+  problem.c2_twice = 2 * c.l2;
 }
 
 std::tuple<Tensor, Tensor> run_forward(Problem& problem, const Tensor& input,
@@ -111,12 +99,10 @@ std::tuple<Tensor, Tensor> run_forward(Problem& problem, const Tensor& input,
   });
   PenaltySums<double> total{0, 0};
   for (const auto& sums : partial) total.l1 += sums.l1, total.l2 += sums.l2;
-  total = scaled(total, problem);
-  if (attributes.coefficients) {
-    const auto& c = *attributes.coefficients;
-    fill(penalty, {weighted(c[0], total.l1) + weighted(c[1], total.l2)});
+  if (penalty.scalar_type() == at::kDouble) {
+    problem.penalty.finish(total, penalty.mutable_data_ptr<double>());
   } else {
-    fill(penalty, {total.l1, total.l2});
+    problem.penalty.finish(total, penalty.mutable_data_ptr<float>());
   }
   return {y, penalty};
 }
@@ -149,7 +135,7 @@ Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTenso
   check_devices(dy, dpenalty, input);
   check_shapes(dy, dpenalty, input, attributes);
   read_rng_state(problem, rng_state, input);
-  if (dpenalty && dpenalty->defined()) read_gradient(problem, *dpenalty, attributes);
+  read_gradient(problem, dpenalty);
   const Tensor x = dense(input), gradient = with_layout_of(x, dy);
   Tensor dx = with_layout(x);
   problem.x = x.const_data_ptr();
@@ -167,16 +153,11 @@ Tensor backward_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, co
 
 Tensor curvature_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                      const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
-  OptionalTensor wide_dy;
-  if (dy) wide_dy = dy->to(at::kDouble);
-  std::vector<double> rounded(parameters.begin(), parameters.end());
-  if (x.scalar_type() != at::kDouble) {  // as the kernels have them: a kink stays where it is
-    for (double& parameter : rounded) parameter = static_cast<float>(parameter);
-  }
-  // dense first: to() gives a tensor that is not dense another order in memory, so another mask.
-  return run_backward(cpu::curvature, wide_dy, dpenalty, dense(x).to(at::kDouble), rng_state,
-                      {activation, rounded, p, on_output, coefficients})
-      .to(x.scalar_type());
+  const auto run = [&](const OptionalTensor& wide_dy, const OptionalTensor& gradient,
+                       const Tensor& wide_x, const Attributes& attributes) {
+    return run_backward(cpu::curvature, wide_dy, gradient, wide_x, rng_state, attributes);
+  };
+  return in_double(run, dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES});
 }
 
 }  // namespace

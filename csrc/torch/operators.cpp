@@ -78,6 +78,13 @@ Problem make_problem(const Tensor& x, const Attributes& attributes) {
   problem.element = *element;
   problem.dropout = Dropout(attributes.p);
   if (attributes.on_output) problem.counted = problem.dropout.threshold;
+  Penalty& penalty = problem.penalty;
+  penalty.s = problem.counted == kKeepAll ? 1 : problem.dropout.scale;
+  if (const auto& coefficients = attributes.coefficients) {
+    penalty.is_weighted = true;
+    penalty.l1 = (*coefficients)[0];
+    penalty.l2 = (*coefficients)[1];
+  }
   return problem;
 }
 
@@ -126,21 +133,6 @@ at::ScalarType accumulation_type(const Tensor& x) {
 at::IntArrayRef penalty_shape(const Attributes& attributes) {
   static constexpr int64_t kTwo[] = {2};
   return attributes.coefficients ? at::IntArrayRef() : at::IntArrayRef(kTwo);
-}
-
-double weighted(double coefficient, double value) {
-  return coefficient == 0 ? 0 : coefficient * value;
-}
-
-PenaltySums<double> scaled(PenaltySums<double> sums, const Problem& problem) {
-  const double s = problem.counted == kKeepAll ? 1 : problem.dropout.scale;
-  return {s * sums.l1, s * s * sums.l2};
-}
-
-void set_slopes(Problem& problem, double dl1_sum, double dl2_sum) {
-  const auto c = scaled({dl1_sum, dl2_sum}, problem);  // t = s a: d|t| = s d|a|, dt^2 = s^2 da^2
-  problem.c1 = c.l1;
-  problem.c2_twice = 2 * c.l2;
 }
 
 TORCH_LIBRARY(actreg, m) {

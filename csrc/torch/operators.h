@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "core/operator.h"
 #include "core/problem.h"
@@ -59,11 +60,20 @@ at::ScalarType accumulation_type(const Tensor& x);
 // Of the penalty: 0-d, or two numbers without coefficients.
 at::IntArrayRef penalty_shape(const Attributes& attributes);
 
-// coefficient * value, where a coefficient of 0 is off: 0 * inf would be NaN.
-double weighted(double coefficient, double value);
-// The factor s that the kernels leave out of t.
-PenaltySums<double> scaled(PenaltySums<double> sums, const Problem& problem);
-// Puts what multiplies sign(a) and a into the problem; dpenalty is {d/dl1 sum, d/dl2 sum}.
-void set_slopes(Problem& problem, double dl1_sum, double dl2_sum);
+// A kernel of curvature for float64, `run(dy, dpenalty, x, attributes)`, on tensors of any dtype.
+template <class Run>
+Tensor in_double(Run run, const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
+                 const Attributes& attributes) {
+  OptionalTensor wide_dy;
+  if (dy) wide_dy = dy->to(at::kDouble);
+  Attributes rounded = attributes;
+  std::vector<double> parameters = attributes.parameters.vec();
+  if (x.scalar_type() != at::kDouble) {  // as the kernels have them: a kink stays where it is
+    for (double& parameter : parameters) parameter = static_cast<float>(parameter);
+  }
+  rounded.parameters = parameters;
+  // dense first: to() gives a tensor that is not dense another order in memory, so another mask.
+  return run(wide_dy, dpenalty, dense(x).to(at::kDouble), rounded).to(x.scalar_type());
+}
 
 }  // namespace actreg

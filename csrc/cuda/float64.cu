@@ -1,0 +1,14 @@
+// The kernels for float64. Layer: cuda.
+#include "cuda/backward.cuh"
+#include "cuda/forward.cuh"
+
+namespace actreg {
+namespace cuda {
+
+template cudaError_t forward_of<double>(const Problem&, const Launch&, const RandomState&, void*,
+                                    Workspace*);
+template cudaError_t backward_of<double>(const Problem&, const Launch&, const RandomState&,
+                                     const void*, bool);
+
+}  // namespace cuda
+}  // namespace actreg

@@ -1,0 +1,90 @@
+// Forward: one launch reads x, writes y and leaves the finished penalty. Layer: cuda.
+#pragma once
+
+#include "core/operator.h"
+#include "cuda/launch.cuh"
+#include "cuda/reduction.cuh"
+
+namespace actreg {
+namespace cuda {
+
+template <bool kDrops, class E, class Act>
+__device__ PenaltySums<double> forward_tile(const Act& act, const Task& task,
+                                            const Dropout& dropout, const Tile<E>& tile) {
+  using T = typename NumberOf<E>::type;
+  const T s(dropout.scale);
+  const bool all_count = task.counted == kKeepAll;
+  Vector<E> x[Tile<E>::kVectors];
+  load(tile, static_cast<const E*>(task.x), x);
+  RandomBits<E> bits[Tile<E>::kVectors];
+  if constexpr (kDrops) draw(tile, dropout, bits);
+  PenaltySums<T> sums{T(0), T(0)};
+#pragma unroll
+  for (int j = 0; j < Tile<E>::kVectors; ++j) {
+    const int valid = tile.valid(j);
+#pragma unroll
+    for (int k = 0; k < Vector<E>::kElements; k += 2) {
+      T y[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const bool is_valid = k + i < valid;
+        if constexpr (kDrops) {
+          const bool keep = bits[j].is_below(dropout.threshold, k + i);
+          const AllOrKept counts{all_count && is_valid, keep && is_valid};
+          y[i] = forward(act, x[j].get(k + i), keep, counts, s, sums);
+        } else {
+          y[i] = forward(act, x[j].get(k + i), Always{}, is_valid, s, sums);
+        }
+      }
+      x[j].set(k, y);
+    }
+  }
+  store(tile, static_cast<E*>(task.out), x);
+  return {to_double(sums.l1), to_double(sums.l2)};
+}
+
+template <bool kDrops, class E, class Act>
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(const Act act, const Task task, const int64_t n, const bool is_aligned,
+                   const RandomState random, void* penalty, Workspace* workspace) {
+  const Dropout dropout = drawn(task.dropout, random);
+  if (random.drawn && blockIdx.x == 0 && threadIdx.x == 0) {
+    random.drawn[0] = static_cast<int64_t>(dropout.seed);
+    random.drawn[1] = static_cast<int64_t>(dropout.offset);
+  }
+  const int parts = parts_of<E>(n);
+  const int64_t tiles = tiles_of<E>(n);
+  for (int part = blockIdx.x; part < parts; part += gridDim.x) {
+    PenaltySums<double> mine{0, 0};
+#pragma unroll 1
+    for (int64_t index = part; index < tiles; index += parts) {
+      const Tile<E> tile(index, n, is_aligned);
+      const PenaltySums<double> sums = forward_tile<kDrops>(act, task, dropout, tile);
+      mine.l1 += sums.l1;
+      mine.l2 += sums.l2;
+    }
+    mine = block_sum(mine);
+    if (threadIdx.x == 0) workspace->part[part] = mine;
+  }
+  if (!is_last_block(&workspace->finished)) return;
+  const PenaltySums<double> total = sum_of_parts(*workspace, parts);
+  if (threadIdx.x == 0) {
+    task.penalty.finish(total, static_cast<typename NumberOf<E>::Sum*>(penalty));
+  }
+}
+
+template <class E>
+cudaError_t forward_of(const Problem& problem, const Launch& launch, const RandomState& random,
+                       void* penalty, Workspace* workspace) {
+  const bool is_aligned = are_aligned({problem.x, problem.out});
+  cudaError_t error = cudaSuccess;
+  dispatch(problem, [&](auto act, auto drops) {
+    error = run(forward_kernel<decltype(drops)::value, E, decltype(act)>, parts_of<E>(launch.n),
+                launch, act, static_cast<const Task&>(problem), launch.n, is_aligned, random,
+                penalty, workspace);
+  });
+  return error;
+}
+
+}  // namespace cuda
+}  // namespace actreg

@@ -1,0 +1,91 @@
+// Elements in memory to numbers in registers and back. Layer: cuda.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "core/coarse.h"
+#include "core/problem.h"
+#include "cuda/kernels.h"
+
+namespace actreg {
+namespace cuda {
+
+// float16 and bfloat16 are computed in float, by the short ways, and rounded once.
+template <class E>
+struct NumberOf {
+  using type = Coarse<float>;
+  using Sum = float;
+};
+template <>
+struct NumberOf<float> {
+  using type = float;
+  using Sum = float;
+};
+template <>
+struct NumberOf<double> {
+  using type = double;
+  using Sum = double;
+};
+
+// What a thread loads and stores at once, and its elements as numbers.
+template <class E>
+struct alignas(16) Vector {
+  static constexpr int kElements = 16 / sizeof(E);
+  E element[kElements];
+
+  __device__ E get(int k) const { return element[k]; }
+  __device__ void set(int k, const E (&pair)[2]) {
+    element[k] = pair[0];
+    element[k + 1] = pair[1];
+  }
+};
+
+// Two elements of a word at a time, which the conversions of a pair cost as much as those of one.
+struct alignas(16) Words {
+  static constexpr int kElements = 8;
+  uint32_t word[4];
+};
+template <>
+struct Vector<BFloat16> : Words {
+  __device__ Coarse<float> get(int k) const {
+    const uint32_t bits = k % 2 ? word[k / 2] & 0xFFFF0000u : word[k / 2] << 16;
+    return Coarse<float>(__uint_as_float(bits));
+  }
+  __device__ void set(int k, const Coarse<float> (&pair)[2]) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(pair[0].value, pair[1].value);
+    word[k / 2] = __bfloat16_as_ushort(both.x) | uint32_t{__bfloat16_as_ushort(both.y)} << 16;
+  }
+};
+template <>
+struct Vector<Half> : Words {
+  __device__ Coarse<float> get(int k) const {
+    const auto bits = static_cast<unsigned short>(word[k / 2] >> (16 * (k % 2)));
+    return Coarse<float>(__half2float(__ushort_as_half(bits)));
+  }
+  __device__ void set(int k, const Coarse<float> (&pair)[2]) {
+    const __half2 both = __floats2half2_rn(pair[0].value, pair[1].value);
+    word[k / 2] = __half_as_ushort(both.x) | uint32_t{__half_as_ushort(both.y)} << 16;
+  }
+};
+
+template <class E>
+__device__ void fill(Vector<E>& vector, E value) {
+  for (E& element : vector.element) element = value;
+}
+template <class E>
+__device__ uint32_t twice(E value) {
+  return value.bits | uint32_t{value.bits} << 16;
+}
+__device__ inline void fill(Vector<Half>& vector, Half value) {
+  for (uint32_t& word : vector.word) word = twice(value);
+}
+__device__ inline void fill(Vector<BFloat16>& vector, BFloat16 value) {
+  for (uint32_t& word : vector.word) word = twice(value);
+}
+
+__device__ inline double to_double(Coarse<float> x) { return x.value; }
+__device__ inline double to_double(double x) { return x; }
+
+}  // namespace cuda
+}  // namespace actreg

@@ -1,0 +1,191 @@
+// The operators on CUDA: memory, streams, the generator. Layer: torch.
+// Nothing here waits for the device, and all of it may be captured into a graph.
+#include <ATen/Functions.h>
+#include <ATen/cuda/CUDAGeneratorImpl.h>
+#include <ATen/cuda/EmptyTensor.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "cuda/kernels.h"
+#include "torch/operators.h"
+
+namespace actreg {
+namespace {
+
+Tensor empty(at::IntArrayRef shape, at::ScalarType type, const Tensor& on) {
+  return at::detail::empty_cuda(shape, type, on.device(), std::nullopt);
+}
+Tensor with_layout(const Tensor& dense) {
+  return at::detail::empty_strided_cuda(dense.sizes(), dense.strides(), dense.scalar_type(),
+                                        dense.device());
+}
+
+// Four blocks after another on each place of a multiprocessor: the ones that are done early leave
+// the rest to the others, and the start of a block is hidden by those that run.
+int max_blocks(c10::DeviceIndex device) {
+  int processors = 0, threads = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  C10_CUDA_CHECK(
+      cudaDeviceGetAttribute(&threads, cudaDevAttrMaxThreadsPerMultiProcessor, device));
+  return 4 * processors * (threads / cuda::kThreads);
+}
+
+cuda::Launch launch(const Tensor& x, cudaStream_t stream) {
+  return {x.numel(), max_blocks(x.device().index()), stream};
+}
+
+// Note [Workspaces]
+// Launches that may overlap need workspaces of their own. On a stream they do not overlap: each
+// stream keeps one, zeroed once, which every launch leaves zeroed. A captured graph may be replayed
+// on any stream, beside whatever runs on the one it was captured on: each launch that is captured
+// has one in the graph's memory, which the graph zeroes.
+Tensor workspace(const Tensor& x, cudaStream_t stream) {
+  const auto made = [&] {
+    Tensor memory = empty({sizeof(cuda::Workspace)}, at::kByte, x);
+    auto* finished = &static_cast<cuda::Workspace*>(memory.mutable_data_ptr())->finished;
+    C10_CUDA_CHECK(cudaMemsetAsync(finished, 0, sizeof *finished, stream));
+    return memory;
+  };
+  if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) {
+    return made();
+  }
+  using Key = std::pair<c10::DeviceIndex, cudaStream_t>;
+  static auto* all = new std::map<Key, Tensor>;  // outlives the CUDA runtime: never destroyed
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const Key key{x.device().index(), stream};
+  const auto found = all->find(key);
+  return found != all->end() ? found->second : all->emplace(key, made()).first->second;
+}
+
+// The state of the default generator of x's device, which moves on.
+cuda::RandomState draw(const Tensor& x, const Tensor& rng_state) {
+  auto* generator = at::check_generator<at::CUDAGeneratorImpl>(
+      at::cuda::detail::getDefaultCUDAGenerator(x.device().index()));
+  at::PhiloxCudaState state;
+  {
+    const std::lock_guard<std::mutex> lock(generator->mutex_);
+    state = generator->philox_cuda_state(4);  // the least step that it allows
+  }
+  cuda::RandomState random;
+  if (state.captured_) {
+    random.seed_at = state.seed_.ptr;
+    random.offset_at = state.offset_.ptr;
+    random.offset = state.offset_intragraph_;
+  } else {
+    random.seed = state.seed_.val;
+    random.offset = state.offset_.val;
+  }
+  random.drawn = rng_state.mutable_data_ptr<int64_t>();
+  return random;
+}
+
+cuda::RandomState given(const Problem& problem, const OptionalTensor& rng_state) {
+  cuda::RandomState random;
+  if (problem.drops()) {
+    random.seed_at = rng_state->const_data_ptr<int64_t>();
+    random.offset_at = random.seed_at + 1;
+  }
+  return random;
+}
+
+// Everything is allocated before the generator moves, and that before the launch.
+template <class Random>
+std::tuple<Tensor, Tensor> run_forward(Problem& problem, const Tensor& input,
+                                       const Attributes& attributes, Random random) {
+  const c10::cuda::CUDAGuard guard(input.device());
+  const auto stream = c10::cuda::getCurrentCUDAStream(input.device().index());
+  const Tensor x = dense(input);
+  Tensor y = with_layout(x), penalty = empty(penalty_shape(attributes), accumulation_type(x), x);
+  const Tensor memory = workspace(x, stream);
+  problem.x = x.const_data_ptr();
+  problem.out = y.mutable_data_ptr();
+  C10_CUDA_CHECK(cuda::forward(problem, launch(x, stream), random(), penalty.mutable_data_ptr(),
+                               static_cast<cuda::Workspace*>(memory.mutable_data_ptr())));
+  return {y, penalty};
+}
+
+std::tuple<Tensor, Tensor> forward_cuda(const Tensor& x, const OptionalTensor& rng_state,
+                                        ACTREG_ATTRIBUTES) {
+  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
+  Problem problem = make_problem(x, attributes);
+  if (problem.drops()) check_rng_state(rng_state, x);
+  return run_forward(problem, x, attributes, [&] { return given(problem, rng_state); });
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward_random_cuda(const Tensor& x, ACTREG_ATTRIBUTES) {
+  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
+  Problem problem = make_problem(x, attributes);
+  const Tensor rng_state = empty({2}, at::kLong, x);
+  auto [y, penalty] = run_forward(problem, x, attributes, [&] { return draw(x, rng_state); });
+  return {y, penalty, rng_state};
+}
+
+// y.sum().backward() expands one number to the shape of y: no need to write it out.
+bool is_scalar(const OptionalTensor& dy, const Tensor& x) {
+  if (!dy || !dy->defined() || dy->numel() < 2 || dy->scalar_type() != x.scalar_type()) {
+    return false;
+  }
+  for (int64_t dim = 0; dim < dy->dim(); ++dim) {
+    if (dy->size(dim) > 1 && dy->stride(dim) != 0) return false;
+  }
+  return true;
+}
+
+template <class Kernel>
+Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTensor& dpenalty,
+                    const Tensor& input, const OptionalTensor& rng_state,
+                    const Attributes& attributes) {
+  Problem problem = make_problem(input, attributes);
+  check_devices(dy, dpenalty, input);
+  check_shapes(dy, dpenalty, input, attributes);
+  if (problem.drops()) check_rng_state(rng_state, input);
+  const c10::cuda::CUDAGuard guard(input.device());
+  const auto stream = c10::cuda::getCurrentCUDAStream(input.device().index());
+  const Tensor x = dense(input);
+  const bool dy_is_scalar = is_scalar(dy, x);
+  Tensor gradient, slope;
+  if (dy && dy->defined()) gradient = dy_is_scalar ? *dy : with_layout_of(x, dy);
+  if (dpenalty && dpenalty->defined()) {
+    slope = dpenalty->to(accumulation_type(x)).contiguous();
+  }
+  Tensor dx = with_layout(x);
+  problem.x = x.const_data_ptr();
+  problem.dy = gradient.defined() ? gradient.const_data_ptr() : nullptr;
+  problem.out = dx.mutable_data_ptr();
+  C10_CUDA_CHECK(kernel(problem, launch(x, stream), given(problem, rng_state),
+                        slope.defined() ? slope.const_data_ptr() : nullptr, dy_is_scalar));
+  return dx;
+}
+
+Tensor backward_cuda(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
+                     const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
+  return run_backward(cuda::backward, dy, dpenalty, x, rng_state, {ACTREG_ATTRIBUTE_NAMES});
+}
+
+Tensor curvature_cuda(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
+                      const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
+  const auto run = [&](const OptionalTensor& wide_dy, const OptionalTensor& gradient,
+                       const Tensor& wide_x, const Attributes& attributes) {
+    return run_backward(cuda::curvature, wide_dy, gradient, wide_x, rng_state, attributes);
+  };
+  return in_double(run, dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES});
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(actreg, CUDA, m) {
+  m.impl("forward", &forward_cuda);
+  m.impl("forward_random", &forward_random_cuda);
+  m.impl("backward", &backward_cuda);
+  m.impl("curvature", &curvature_cuda);
+}
+
+}  // namespace actreg
