@@ -9,13 +9,7 @@ Exits with 1 if a fault survives, does not compile, or is no longer found in the
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import queue
-import re
-import shlex
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,94 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-from mutations import KERNELS, MUTATIONS, Mutation
-
-ROOT = Path(__file__).resolve().parents[1]
-BUILD = ROOT / "build" / f"torch-{torch.__version__}-{sys.implementation.cache_tag}"  # setup.py's
-ENVIRONMENT = {
-    **os.environ,
-    "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", ""),  # ninja
-    "ATEN_CPU_CAPABILITY": "default",
-    "OMP_NUM_THREADS": "1",  # two run side by side
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "COLUMNS": "200",
-}
-
-
-def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env={**ENVIRONMENT, "PYTHONPATH": str(cwd)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-
-
-class Copy:
-    """A copy of the tree with the extension as it was last built."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        listed = run(["git", "ls-files", "-z", "-co", "--exclude-standard"], ROOT).stdout
-        built = [p.relative_to(ROOT) for p in ROOT.glob("actreg_ext/_C.*.so")]
-        (self.extension,) = built
-        for file in [*filter(None, listed.split("\0")), *built, "actreg_ext/_build.py"]:
-            if (ROOT / file).is_file():
-                (path / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / file, path / file)
-
-    def build(self, sources: tuple[str, ...]) -> None:
-        """Compile these sources and link them with the objects of the others."""
-        objects = []
-        for entry in json.loads(run(["ninja", "-t", "compdb", "compile"], BUILD).stdout):
-            output = Path(BUILD, entry["output"])
-            source = str(Path(entry["file"]).relative_to(ROOT))
-            if source in sources:
-                command = entry["command"].replace("-O3", "-O1")
-                ours = rf"{re.escape(str(ROOT))}/(csrc|build)\b"
-                command = re.sub(ours, rf"{self.path}/\1", command)
-                output = self.path / output.relative_to(ROOT)
-                output.parent.mkdir(parents=True, exist_ok=True)
-                self.expect(["sh", "-c", command])
-            objects.append(str(output))
-        folder = Path(torch.__file__).parent / "lib"
-        libraries = [str(p) for name in ("c10", "torch") for p in folder.glob(f"lib{name}*.so")]
-        rpath = f"-Wl,-rpath,{folder}"
-        compiler = shlex.split(os.environ.get("CXX", "c++"))
-        linked = ["-shared", *objects, "-o", str(self.extension), *libraries, rpath]
-        (self.path / self.extension).unlink()
-        self.expect([*compiler, *linked])
-
-    def expect(self, command: list[str]) -> None:
-        done = run(command, self.path)
-        if done.returncode != 0:
-            raise RuntimeError(f"{shlex.join(command)[:300]} ...\n{done.stdout[-3000:]}")
-
-    def failed_test(self, tests: str) -> str:
-        """Run tests up to the first that fails; return its name, or nothing."""
-        pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "-p", "no:cacheprovider"]
-        done = run([*pytest, *shlex.split(tests)], self.path)
-        failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
-        if done.returncode == 0 or (done.returncode == 1 and failed):
-            return failed[0].split(" - ")[0].removeprefix("FAILED ") if failed else ""
-        raise RuntimeError(f"pytest {tests} ended with {done.returncode}\n{done.stdout[-3000:]}")
-
-    def plant(self, mutation: Mutation) -> str:
-        """Return the test that caught the fault, or nothing; leave the copy as it was."""
-        file, extension = self.path / mutation.file, self.path / self.extension
-        text = file.read_text()
-        try:
-            file.write_text(text.replace(mutation.old, mutation.new))
-            if mutation.compiles:
-                self.build(mutation.compiles)
-            return self.failed_test(mutation.tests)
-        finally:
-            file.write_text(text)
-            shutil.copy2(ROOT / self.extension, extension)
+from copies import EMULATION, NATIVE, ROOT, Copy, run
+from mutations import KERNELS, MUTATIONS
 
 
 def main() -> int:

@@ -1,0 +1,145 @@
+// CUDA's execution model on the CPU, as much of it as the kernels of csrc/cuda use: their own source
+// is compiled by the host's compiler against this header, in the place of CUDA's.
+//
+// The threads of a block are fibers (emulation.cpp). One runs until it waits for others, at a
+// barrier or a shuffle; then another does, in an order that can be chosen, as can be the order of
+// the blocks. Waiting for threads that never come is an error. What is not emulated: that writes may
+// become visible late (__threadfence does nothing), and the accuracy of approximate instructions.
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <tuple>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define __launch_bounds__(threads)
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  dim3() = default;
+  dim3(unsigned x) : x(x) {}
+};
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulation {
+
+// The device, and how it runs.
+struct Settings {
+  int multiprocessors = 2, threads_per_multiprocessor = 512;
+  unsigned order = 0;  // of threads and blocks: 0 ascending, 1 descending, else a seed of shuffles
+  bool is_capturing = false;
+  long launches = 0, memsets = 0;  // counted
+};
+extern Settings settings;
+
+void wait_for_block();
+void wait_for_warp();
+uint64_t exchange(uint64_t value, int lane);  // the value that the lane of this warp has brought
+int lane();
+void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel);
+
+template <class T>
+T exchange_as(T value, int lane) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  bits = exchange(bits, lane);
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+}  // namespace emulation
+
+inline void __syncthreads() { emulation::wait_for_block(); }
+inline void __syncwarp() { emulation::wait_for_warp(); }
+inline void __threadfence() {}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return emulation::exchange_as(value, emulation::lane() ^ mask);
+}
+template <class T>
+T __shfl_down_sync(unsigned, T value, int step) {
+  const int from = emulation::lane() + step;
+  return emulation::exchange_as(value, from < 32 ? from : emulation::lane());
+}
+inline unsigned atomicInc(unsigned* at, unsigned last) {
+  const unsigned old = *at;
+  *at = old >= last ? 0 : old + 1;
+  return old;
+}
+
+struct double2 {
+  double x, y;
+};
+template <class T>
+T __ldcg(const T* from) {
+  return *from;
+}
+inline float __uint_as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+struct __half {
+  unsigned short bits;
+};
+struct __half2 {
+  __half x, y;
+};
+struct __nv_bfloat16 {
+  unsigned short bits;
+};
+struct __nv_bfloat162 {
+  __nv_bfloat16 x, y;
+};
+float __half2float(__half x);
+__half __float2half_rn(float x);
+__nv_bfloat16 __float2bfloat16_rn(float x);
+inline __half __ushort_as_half(unsigned short bits) { return {bits}; }
+inline unsigned short __half_as_ushort(__half x) { return x.bits; }
+inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
+inline __half2 __floats2half2_rn(float x, float y) {
+  return {__float2half_rn(x), __float2half_rn(y)};
+}
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+  return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
+}
+
+enum cudaError_t { cudaSuccess = 0 };
+using cudaStream_t = struct EmulatedStream*;
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrMaxThreadsPerMultiProcessor,
+};
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount
+               ? emulation::settings.multiprocessors
+               : emulation::settings.threads_per_multiprocessor;
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t) {
+  ++emulation::settings.memsets;
+  std::memset(at, value, bytes);
+  return cudaSuccess;
+}
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  std::size_t dynamicSmemBytes;
+  cudaStream_t stream;
+};
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  ++emulation::settings.launches;
+  const std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
+  emulation::run(config->gridDim.x, config->blockDim.x, [&] { std::apply(kernel, values); });
+  return cudaSuccess;
+}

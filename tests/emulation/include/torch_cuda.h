@@ -1,0 +1,70 @@
+// PyTorch's side of CUDA on the CPU, as much of it as csrc/torch/cuda.cpp uses: one device, whose
+// memory is the host's. The generator draws from the CPU's, so that all that sets, saves and
+// restores the state of that one does so here.
+#pragma once
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Functions.h>
+#include <ATen/cuda/PhiloxCudaState.h>
+
+#include <mutex>
+#include <optional>
+
+#include "cuda_runtime.h"
+
+#define C10_CUDA_CHECK(call) TORCH_CHECK((call) == cudaSuccess)
+
+namespace c10 {
+namespace cuda {
+
+struct CUDAGuard {
+  explicit CUDAGuard(Device) {}
+};
+inline cudaStream_t getCurrentCUDAStream(DeviceIndex) { return nullptr; }
+
+enum class CaptureStatus { None, Active };
+inline CaptureStatus currentStreamCaptureStatusMayInitCtx() {
+  return emulation::settings.is_capturing ? CaptureStatus::Active : CaptureStatus::None;
+}
+
+}  // namespace cuda
+}  // namespace c10
+
+namespace at {
+
+struct CUDAGeneratorImpl : CPUGeneratorImpl {
+  // While capturing, what a replay would find: numbers in memory, and an offset to be added.
+  int64_t seed_in_memory = 0, offset_in_memory = 0;
+
+  PhiloxCudaState philox_cuda_state(uint64_t) {
+    auto* cpu = check_generator<CPUGeneratorImpl>(detail::getDefaultCPUGenerator());
+    const std::lock_guard<std::mutex> lock(cpu->mutex_);
+    const uint64_t seed = cpu->random64() % ~uint64_t{0} + (uint64_t{1} << 63);
+    if (!emulation::settings.is_capturing) return {seed, 0};
+    seed_in_memory = static_cast<int64_t>(seed);
+    offset_in_memory = -4;
+    return {&seed_in_memory, &offset_in_memory, 4};
+  }
+};
+
+namespace cuda {
+namespace detail {
+inline const Generator& getDefaultCUDAGenerator(DeviceIndex) {
+  static const Generator generator = make_generator<CUDAGeneratorImpl>();
+  return generator;
+}
+}  // namespace detail
+}  // namespace cuda
+
+namespace detail {
+inline Tensor empty_cuda(IntArrayRef shape, ScalarType type, Device device,
+                         std::optional<MemoryFormat>) {
+  return at::empty(shape, TensorOptions(device).dtype(type));
+}
+inline Tensor empty_strided_cuda(IntArrayRef shape, IntArrayRef strides, ScalarType type,
+                                 Device device) {
+  return at::empty_strided(shape, strides, TensorOptions(device).dtype(type));
+}
+}  // namespace detail
+
+}  // namespace at

@@ -1,0 +1,1 @@
+#include "cuda/bfloat16.cu"

@@ -1,0 +1,1 @@
+#include "cuda/float64.cu"

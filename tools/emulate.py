@@ -1,0 +1,51 @@
+"""Run tests on the CUDA kernels without a GPU: make emulate [ARGS="-k dropout"].
+
+The kernels' own source and csrc/torch/cuda.cpp are compiled for the CPU against tests/emulation,
+and take the place of the CPU's kernels in a copy of the package; the tests run there as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from copies import EMULATION, ENVIRONMENT, ROOT, Copy, natives_beside_emulation
+from torch.utils import cpp_extension
+
+# What the CPU alone has: its instruction sets, and the bits of its own sums for any threads.
+OTHERS = ["test_instruction_sets.py", "test_doctor.py", "test_layers.py", "test_registry.py"]
+
+
+def build() -> None:
+    """Build the extension with the emulated kernels, where its sources have changed."""
+    EMULATION.mkdir(parents=True, exist_ok=True)
+    os.environ["PATH"] = ENVIRONMENT["PATH"]
+    os.environ.setdefault("MAX_JOBS", str(os.cpu_count()))
+    (EMULATION / "_C.so").unlink(missing_ok=True)  # linked with objects that ninja does not know
+    folder = ROOT / "tests" / "emulation"
+    cpp_extension.load(
+        "_C",
+        [str(source) for source in sorted(folder.glob("*.cpp"))],
+        extra_cflags=["-O1", "-Wall", "-Werror", "-Wno-psabi", "-Wno-unknown-pragmas"],
+        extra_ldflags=natives_beside_emulation(),
+        extra_include_paths=[str(folder / "include"), str(ROOT / "csrc")],
+        build_directory=str(EMULATION),
+        is_python_module=False,
+    )
+
+
+def main() -> int:
+    build()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Copy(Path(folder), EMULATION)
+        ignored = [f"--ignore=tests/{name}" for name in OTHERS]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *ignored]
+        environment = {**ENVIRONMENT, "PYTHONPATH": folder}
+        return subprocess.run([*command, *sys.argv[1:]], cwd=copy.path, env=environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
