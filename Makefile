@@ -9,12 +9,14 @@ RUN := .venv/bin/python
 READY := .venv/ready-torch-$(TORCH)
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 FORMATTED := $(shell find csrc tests \( -name '*.h' -o -name '*.cpp' -o -name '*.cu*' \) 2>/dev/null)
-SANITIZED := $(patsubst %.cpp,build/sanitize/%.o,$(wildcard csrc/cpu/*.cpp tests/core/*.cpp))
+SANITIZED := $(patsubst %.cpp,build/sanitize/%.o,$(wildcard csrc/cpu/*.cpp tests/core/*.cpp \
+	tests/emulation/emulation.cpp tests/emulation/kernels_*.cpp))
 # Without use-after-scope and null checks: the first makes the compiler 20 times slower on inlined
 # SIMD temporaries, the second is a crash anyway.
 SANITIZE := -std=c++17 -O1 -g1 -fsanitize=address,undefined -fno-sanitize=null \
 	-fno-sanitize-recover=all -fno-sanitize-address-use-after-scope -fno-omit-frame-pointer \
-	-fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -Wno-psabi -Icsrc
+	-fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -Wno-psabi -Wno-unknown-pragmas \
+	-Itests/emulation/include -Icsrc
 
 .PHONY: help test demo build lint format sanitize mutate bench clean
 .DELETE_ON_ERROR:
@@ -78,6 +80,6 @@ $(READY): pyproject.toml setup.py
 build/sanitize/test_core: $(SANITIZED)
 	$(CXX) $(SANITIZE) $^ -o $@
 
-build/sanitize/%.o: %.cpp $(NATIVE) $(wildcard tests/core/*.h)
+build/sanitize/%.o: %.cpp $(NATIVE) $(wildcard tests/core/*.h tests/emulation/include/*.h)
 	@mkdir -p $(@D)
 	$(CXX) $(SANITIZE) -c $< -o $@

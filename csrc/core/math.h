@@ -161,7 +161,7 @@ template <class T>
 ACTREG_HD Jet<Coarse<T>> tanh(Coarse<T> x) {
   using N = Coarse<T>;
   const N e = exp_of_negative(N(2) * minus_abs(x)), r = reciprocal(N(1) + e), square = x * x;
-  const N near_zero = x + x * square * (N(2.0 / 15) * square - N(1.0 / 3));
+  const N near_zero = x * (N(1) + square * (N(2.0 / 15) * square - N(1.0 / 3)));
   return {select(square < N(0x1p-6), near_zero, copysign((N(1) - e) * r, x)), N(4) * e * (r * r)};
 }
 

@@ -54,7 +54,8 @@ template <class... Parameters, class... Arguments>
 cudaError_t run(void (*kernel)(Parameters...), int64_t blocks, const Launch& launch,
                 const Arguments&... arguments) {
   cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(std::clamp<int64_t>(blocks, 1, launch.max_blocks));
+  blocks = std::min<int64_t>(blocks, launch.max_blocks);
+  config.gridDim = static_cast<unsigned>(std::max<int64_t>(blocks, 1));
   config.blockDim = kThreads;
   config.stream = launch.stream;
   return cudaLaunchKernelEx(&config, kernel, arguments...);

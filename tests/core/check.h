@@ -13,6 +13,7 @@ namespace actreg {
 // Prints one line.
 void check(bool ok, const std::string& what);
 
+void test_cuda();
 void test_kernels();
 void test_math();
 

@@ -122,6 +122,7 @@ int main() {
   test_curvature();
   test_math();
   test_kernels();
+  test_cuda();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed != 0;
 }

@@ -1,59 +1,13 @@
 // The kernels of every instruction set against the operator for one element.
 // Every buffer ends where its tensor ends, on the heap: reading or writing beyond is caught.
-#include <cmath>
 #include <cstdio>
-#include <cstring>
-#include <limits>
-#include <random>
 #include <string>
-#include <vector>
 
-#include "check.h"
 #include "cpu/kernels.h"
+#include "expected.h"
 
 namespace actreg {
 namespace {
-
-template <class E>
-struct Format {  // of numbers: the mantissa's bits, with the hidden one; the smallest exponent
-  using Scalar = E;
-  static constexpr int kDigits = std::numeric_limits<E>::digits;
-  static constexpr int kLowest = std::numeric_limits<E>::min_exponent - 1;
-  static double decode(E x) { return x; }
-  static E encode(double x) { return static_cast<E>(x); }
-};
-double decode_bits(uint16_t bits, int mantissa, int bias) {
-  const int exponent = (bits & 0x7FFF) >> mantissa, fraction = bits & ((1 << mantissa) - 1);
-  const double sign = bits >> 15 ? -1 : 1;
-  if (exponent == (1 << (15 - mantissa)) - 1) return sign * (fraction ? NAN : INFINITY);
-  return sign * std::ldexp(fraction + (exponent ? 1 << mantissa : 0),
-                           (exponent ? exponent : 1) - bias - mantissa);
-}
-uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-template <>
-struct Format<Half> {
-  using Scalar = float;
-  static constexpr int kDigits = 11, kLowest = -14;
-  static double decode(Half x) { return decode_bits(x.bits, 10, 15); }
-  static Half encode(double x) {  // of a normal number, towards zero
-    const uint32_t bits = bits_of(static_cast<float>(x));
-    return {
-        static_cast<uint16_t>((bits >> 16 & 0x8000) | ((bits & 0x7FFFFFFF) - (112u << 23)) >> 13)};
-  }
-};
-template <>
-struct Format<BFloat16> {
-  using Scalar = float;
-  static constexpr int kDigits = 8, kLowest = -126;
-  static double decode(BFloat16 x) { return decode_bits(x.bits, 7, 127); }
-  static BFloat16 encode(double x) {
-    return {static_cast<uint16_t>(bits_of(static_cast<float>(x)) >> 16)};
-  }
-};
 
 template <class E>
 double rounded(double x) {  // to nearest even
@@ -63,67 +17,7 @@ double rounded(double x) {  // to nearest even
   return std::fabs(y) >= std::ldexp(1, bias + 1) ? std::copysign(INFINITY, y) : y;
 }
 
-// Elements on the heap, `shift` of them behind an aligned place, the last at the very end.
-template <class E>
-class Array {
- public:
-  Array(int64_t n, int shift) : bytes_((n + shift) * sizeof(E), 0x5A), shift_(shift) {}
-  E* data() { return reinterpret_cast<E*>(bytes_.data()) + shift_; }
-  bool front_is_untouched() const {
-    for (size_t i = 0; i < shift_ * sizeof(E); ++i) {
-      if (bytes_[i] != 0x5A) return false;
-    }
-    return true;
-  }
-
- private:
-  std::vector<unsigned char> bytes_;
-  int shift_;
-};
-
 constexpr int64_t kLongest = 2 * cpu::kBlock + 77;
-
-// Inputs, and what the operator of core/operator.h makes of them, one element at a time.
-template <class E>
-struct Expected {
-  using S = typename Format<E>::Scalar;
-  std::vector<E> x, dy;
-  std::vector<double> y, dx, size, l1, l2;  // l1, l2: sums of the elements before
-
-  template <class Act>
-  Expected(const Act& act, const Problem& problem) : l1{0}, l2{0} {
-    std::mt19937 generator(7);
-    std::uniform_real_distribution<double> uniform(-8, 8);
-    const double special[] = {NAN, -NAN, INFINITY, -INFINITY, 0.0, -0.0, 1e-40, -1e-40, 0.5, -0.5};
-    const Slopes<S, bool> c{S(problem.c1), S(problem.c2_twice), problem.c2_twice != 0};
-    const S s(problem.dropout.scale);
-    for (int64_t i = 0; i < kLongest; ++i) {
-      const bool is_special = sizeof(E) > 2 && i > 2 * cpu::kBlock + 1 && i % 3 == 0;
-      x.push_back(Format<E>::encode(is_special ? special[i / 3 % 10] : uniform(generator)));
-      dy.push_back(Format<E>::encode(uniform(generator)));
-      const uint32_t r = random_bits(problem.dropout, i);
-      const bool keep = r < problem.dropout.threshold, counts = r < problem.counted;
-      const S in(Format<E>::decode(x[i])), gradient(Format<E>::decode(dy[i]));
-      PenaltySums<S> sums{0, 0};
-      y.push_back(forward(act, in, keep, counts, s, sums));
-      dx.push_back(backward(act, in, gradient, keep, counts, s, c));
-      size.push_back(std::isfinite(in) ? 1 + std::fabs(in * gradient) + std::fabs(in * in) : 1);
-      l1.push_back(l1.back() + sums.l1), l2.push_back(l2.back() + sums.l2);
-    }
-  }
-};
-
-// Vectors contract a * b + c to one rounding where the instruction set can: a few epsilons.
-template <class E>
-bool is_close(double got, double expected, double size) {
-  using S = typename Format<E>::Scalar;
-  if (std::isnan(expected)) return std::isnan(got);
-  if (std::isinf(expected)) return got == expected;
-  if (got == expected) return got != 0 || std::signbit(got) == std::signbit(expected);
-  const double unit =
-      sizeof(E) == 2 ? spacing(expected, Format<E>::kDigits, Format<E>::kLowest) : 0;
-  return std::fabs(got - expected) <= unit + 16 * std::numeric_limits<S>::epsilon() * size;
-}
 
 template <class E>
 bool agrees(const cpu::Kernels& kernels, Problem problem, const Expected<E>& expected,
@@ -163,7 +57,7 @@ void test_kernels(const cpu::Kernels& kernels, const char* element) {
         problem.dropout.seed = 0x123456789abcdef0, problem.dropout.offset = 0xfedcba9876543210;
         if (on_output) problem.counted = problem.dropout.threshold;
         problem.c1 = kC1, problem.c2_twice = p == 1 ? 0 : kC2;
-        const Expected<E> expected(act, problem);
+        const Expected<E> expected(act, problem, kLongest, 2 * cpu::kBlock + 2);
         for (int64_t n = 0; n <= 70; ++n) equal &= agrees(kernels, problem, expected, 0, n);
         for (int64_t n = cpu::kBlock - 1; n <= cpu::kBlock + 1; ++n) {
           equal &= agrees(kernels, problem, expected, 0, n);

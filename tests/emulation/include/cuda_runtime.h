@@ -33,7 +33,7 @@ namespace emulation {
 // The device, and how it runs.
 struct Settings {
   int multiprocessors = 2, threads_per_multiprocessor = 512;
-  unsigned order = 0;  // of threads and blocks: 0 ascending, 1 descending, else a seed of shuffles
+  unsigned order = 2;  // of threads and blocks: 0 ascending, 1 descending, else a seed of shuffles
   bool is_capturing = false;
   long launches = 0, memsets = 0;  // counted
 };

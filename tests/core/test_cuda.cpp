@@ -1,0 +1,137 @@
+// The CUDA kernels, on the emulated device, against the operator for one element; and that neither
+// the grid nor the order of threads and blocks changes a bit.
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include "cuda/kernels.h"
+#include "expected.h"
+
+namespace actreg {
+namespace {
+
+constexpr int64_t kTile = 4096, kLongest = 2 * kTile + 77;  // kTile / 2 for double
+// Coarse numbers: the errors of their polynomials. See csrc/core/coefficients.h.
+template <class E>
+constexpr double kError =
+    sizeof(E) == 2 ? 0x1p-14 : 64 * std::numeric_limits<typename Format<E>::Scalar>::epsilon();
+
+template <class E>
+using Sum = std::conditional_t<std::is_same_v<E, double>, double, float>;
+
+template <class E>
+struct Results {
+  Array<E> y, dx;
+  Sum<E> penalty[2];
+};
+
+template <class E>
+Problem problem_of(double p, bool on_output) {
+  Problem problem;
+  problem.element = ElementType<E>{};
+  problem.dropout = Dropout(p);
+  problem.dropout.seed = 0x123456789abcdef0, problem.dropout.offset = 0xfedcba9876543210;
+  if (on_output) problem.counted = problem.dropout.threshold;
+  problem.c1 = kC1, problem.c2_twice = p == 0 ? 0 : kC2;
+  return problem;
+}
+
+template <class E>
+Results<E> run(Problem problem, const Expected<E>& expected, int64_t n, int shift, int max_blocks,
+               cuda::Workspace& workspace) {
+  Array<E> x(n, shift), dy(n, shift);
+  std::copy_n(expected.x.begin(), n, x.data());
+  std::copy_n(expected.dy.begin(), n, dy.data());
+  Results<E> results{Array<E>(n, shift), Array<E>(n, shift), {-1, -1}};
+  const cuda::Launch launch{n, max_blocks, nullptr};
+  // Seed and offset by value, and left for backward.
+  int64_t state[2] = {0, 0};
+  cuda::RandomState random;
+  random.seed = problem.dropout.seed, random.offset = problem.dropout.offset;
+  random.drawn = state;
+  problem.x = x.data(), problem.out = results.y.data();
+  std::memset(static_cast<void*>(workspace.part), 0xFF, sizeof workspace.part);  // NaN
+  cuda::forward(problem, launch, random, results.penalty, &workspace);
+  cuda::RandomState again;
+  again.seed_at = state, again.offset_at = state + 1;
+  const Sum<E> dpenalty[] = {static_cast<Sum<E>>(problem.c1),
+                             static_cast<Sum<E>>(problem.c2_twice / 2)};
+  problem.dy = dy.data(), problem.out = results.dx.data();
+  cuda::backward(problem, launch, again, dpenalty, false);
+  return results;
+}
+
+template <class E>
+bool agrees(const Problem& problem, const Expected<E>& expected, int64_t n, int shift) {
+  static cuda::Workspace workspace{};
+  Results<E> got = run(problem, expected, n, shift, 3, workspace);
+  bool equal = got.y.front_is_untouched() && got.dx.front_is_untouched();
+  equal &= workspace.finished == 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const auto close = [&](E value, double want) {
+      return is_close<E>(Format<E>::decode(value), want, expected.size[i], kError<E>);
+    };
+    equal &= close(got.y.data()[i], expected.y[i]) && close(got.dx.data()[i], expected.dx[i]);
+  }
+  const double l1 = expected.l1[n], l2 = expected.l2[n];
+  return equal && (!std::isfinite(l1) || (is_near(got.penalty[0], l1, kError<E>) &&
+                                          is_near(got.penalty[1], l2, kError<E>)));
+}
+
+template <class E>
+void test_values(const char* element) {
+  for_each_usable_activation([&](auto act) {
+    bool equal = true;
+    for (double p : {0.0, 0.3}) {
+      for (bool on_output : {false, true}) {
+        if (p == 0 && on_output) continue;
+        Problem problem = problem_of<E>(p, on_output);
+        problem.activation = act;
+        const Expected<E> expected(act, problem, kLongest, kLongest - 70);
+        for (int64_t n : {int64_t{0}, int64_t{1}, int64_t{13}, kLongest}) {
+          equal &= agrees(problem, expected, n, (n + on_output) % 2);
+        }
+      }
+    }
+    check(equal, "CUDA " + std::string(element) + " " + act.name + ": kernels against the operator");
+  });
+}
+
+template <class E>
+void test_order(const char* element) {
+  Problem problem = problem_of<E>(0.3, true);
+  problem.activation = Silu{};
+  const Expected<E> expected(Silu{}, problem, 5 * kTile + 3, 5 * kTile + 3);
+  bool equal = true;
+  for (int64_t n : {5 * kTile + 3, 2 * kTile, kTile / 2 + 1}) {
+    std::vector<Results<E>> all;
+    for (unsigned order : {0u, 1u, 2u, 3u}) {
+      for (int max_blocks : {1, 2, 3, 100}) {
+        emulation::settings.order = order;
+        static cuda::Workspace workspace{};
+        all.push_back(run(problem, expected, n, 0, max_blocks, workspace));
+        Results<E>& first = all[0];
+        Results<E>& last = all.back();
+        equal &= std::memcmp(first.y.data(), last.y.data(), n * sizeof(E)) == 0 &&
+                 std::memcmp(first.dx.data(), last.dx.data(), n * sizeof(E)) == 0 &&
+                 std::memcmp(first.penalty, last.penalty, sizeof first.penalty) == 0;
+      }
+    }
+  }
+  check(equal, "CUDA " + std::string(element) + ": the same bits for any grid and order");
+}
+
+}  // namespace
+
+void test_cuda() {
+  test_values<float>("float32");
+  test_values<double>("float64");
+  test_values<Half>("float16");
+  test_values<BFloat16>("bfloat16");
+  test_order<float>("float32");
+  test_order<double>("float64");
+  test_order<Half>("float16");
+  test_order<BFloat16>("bfloat16");
+}
+
+}  // namespace actreg
