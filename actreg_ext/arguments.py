@@ -173,7 +173,9 @@ def rng_state(seed: int | Tensor, device: torch.device) -> Tensor:
     if isinstance(seed, Tensor):
         return seed.to(device, copy=True).contiguous()  # the caller may count its offset up
     signed = int(seed) - 2**64 if seed >= 2**63 else int(seed)  # the same 64 bits
-    return torch.tensor([signed, 0], dtype=torch.int64, device=device)
+    state = torch.full((2,), signed, dtype=torch.int64, device=device)  # copies nothing to a GPU
+    state[1:].zero_()
+    return state
 
 
 def choice(argument: str, value: str, accepted: tuple[str, ...]) -> str:

@@ -156,7 +156,10 @@ def is_dense(x: Tensor) -> bool:
 
 
 def draw(device: torch.device) -> Tensor:
-    """Draw {seed, offset 0} from the default generator of `device`, as the kernels do."""
+    """Draw {seed, offset 0} from the default generator of `device`.
+
+    The CPU's kernels draw the same; those of CUDA take the generator's own seed and offset instead.
+    """
     seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=device)
     return F.pad(seed, (0, 1))
 

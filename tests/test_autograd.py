@@ -37,6 +37,9 @@ def rng_state(p: float) -> Tensor | None:
 
 @pytest.mark.parametrize("coefficients", [None, [0.3, 0.2]], ids=["sums", "weighted"])
 @pytest.mark.parametrize("p", [0.0, 0.4])
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # opcheck's
 class TestOpcheck:
     """Schema, fake tensors, autograd registration and AOTAutograd with dynamic shapes."""
 

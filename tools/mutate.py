@@ -18,8 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import emulate
 from copies import EMULATION, NATIVE, ROOT, Copy, run
-from mutations import KERNELS, MUTATIONS
+from mutations import KERNELS, MUTATIONS, Mutation
 
 
 def main() -> int:
@@ -32,30 +33,38 @@ def main() -> int:
         count = (ROOT / mutation.file).read_text().count(mutation.old)
         if count != 1:
             sys.exit(f"{mutation.fault}: {mutation.old!r} is {count} times in {mutation.file}")
-    if "no work to do" not in run(["ninja", "-n"], BUILD).stdout:
+    if "no work to do" not in run(["ninja", "-n"], NATIVE).stdout:
         sys.exit("the extension is older than its sources: build it first (make build)")
+    emulate.build()
     # The slow ones first, so that both workers end at about the same time.
     mutations.sort(key=lambda m: (m.compiles != KERNELS, not m.compiles))
 
     start, missed = time.perf_counter(), 0
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.j) as workers:
-        copies: queue.Queue[Copy] = queue.Queue()
-        for i in range(arguments.j):
-            copies.put(Copy(Path(folder, str(i))))
+        copies: dict[Path, queue.Queue[Copy]] = {NATIVE: queue.Queue(), EMULATION: queue.Queue()}
+        for build, waiting in copies.items():
+            for i in range(arguments.j):
+                waiting.put(Copy(Path(folder, f"{build.parent.name}-{i}"), build))
 
-        def attempt(method: Callable[[Copy, Any], str], argument: Any) -> str:
-            copy = copies.get()
+        def attempt(build: Path, method: Callable[[Copy, Any], str], argument: Any) -> str:
+            copy = copies[build].get()
             try:
                 return method(copy, argument)
             finally:
-                copies.put(copy)
+                copies[build].put(copy)
+
+        def where(mutation: Mutation) -> Path:
+            return EMULATION if mutation.emulated else NATIVE
 
         # Without any fault all are to pass: in one run, but for those that options select.
-        options = {m.tests for m in mutations if " " in m.tests}
-        together = " ".join(sorted({m.tests for m in mutations} - options))
-        runs = sorted({together, *options} - {""})
-        unplanted = [workers.submit(attempt, Copy.failed_test, tests) for tests in runs]
-        results = [(m, workers.submit(attempt, Copy.plant, m)) for m in mutations]
+        unplanted = []
+        for build in copies:
+            ours = {m.tests for m in mutations if where(m) == build}
+            options = {tests for tests in ours if " " in tests}
+            together = " ".join(sorted(ours - options))
+            runs = sorted({together, *options} - {""})
+            unplanted += [workers.submit(attempt, build, Copy.failed_test, r) for r in runs]
+        results = [(m, workers.submit(attempt, where(m), Copy.plant, m)) for m in mutations]
         for mutation, result in results:
             caught = result.result()
             missed += not caught

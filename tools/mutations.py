@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 KERNELS = ("csrc/cpu/default.cpp",)
+FLOAT32 = ("tests/emulation/kernels_float32.cpp",)  # the CUDA kernels, emulated
+FLOAT64 = ("tests/emulation/kernels_float64.cpp",)
+BFLOAT16 = ("tests/emulation/kernels_bfloat16.cpp",)
 
 
 class Mutation(NamedTuple):
@@ -14,6 +17,7 @@ class Mutation(NamedTuple):
     new: str
     tests: str  # arguments of pytest
     compiles: tuple[str, ...] = ()
+    emulated: bool = False  # tested on the emulated CUDA device
 
 
 MUTATIONS = [
@@ -170,5 +174,113 @@ MUTATIONS = [
         "state = draw(x.device) if seed is None",
         "state = rng_state(0, x.device) if seed is None",
         "tests/test_compile.py -k 'masks and aot_eager'",
+    ),
+    Mutation(
+        "CUDA: a barrier dropped before a block's sum",
+        "csrc/cuda/reduction.cuh",
+        "  sums[1][thread] = mine.l2;\n  __syncthreads();\n",
+        "  sums[1][thread] = mine.l2;\n",
+        "tests/test_emulation.py -k float32",
+        FLOAT32,
+        emulated=True,
+    ),
+    Mutation(
+        "CUDA: a barrier dropped before the last block is known",
+        "csrc/cuda/reduction.cuh",
+        "gridDim.x - 1;\n  }\n  __syncthreads();\n",
+        "gridDim.x - 1;\n  }\n",
+        "tests/test_emulation.py -k float32",
+        FLOAT32,
+        emulated=True,
+    ),
+    Mutation(
+        "CUDA: counter of the blocks off by one",
+        "csrc/cuda/reduction.cuh",
+        "atomicInc(finished, gridDim.x - 1)",
+        "atomicInc(finished, gridDim.x)",
+        "tests/test_emulation.py -k float32",
+        FLOAT32,
+        emulated=True,
+    ),
+    Mutation(
+        "CUDA: the last step of the sum over a warp left out",
+        "csrc/cuda/reduction.cuh",
+        "step = kLanes / 2; step > 0",
+        "step = kLanes / 2; step > 1",
+        "tests/test_penalty.py -k float32",
+        FLOAT32,
+        emulated=True,
+    ),
+    Mutation(
+        "CUDA: random words from the wrong lane",
+        "csrc/cuda/tile.cuh",
+        "__shfl_xor_sync(kAllLanes, word, turn)",
+        "__shfl_xor_sync(kAllLanes, word, 2 * turn)",
+        "tests/test_forward.py -k float32",
+        FLOAT32,
+        emulated=True,
+    ),
+    Mutation(
+        "CUDA: a barrier dropped in loading a tail",
+        "csrc/cuda/tile.cuh",
+        ": E{};\n    }\n    __syncwarp();\n",
+        ": E{};\n    }\n",
+        "tests/test_emulation.py -k float32",
+        FLOAT32,
+        emulated=True,
+    ),
+    Mutation(
+        "CUDA: last element of a tail not stored",
+        "csrc/cuda/tile.cuh",
+        "if (first + k < tile.n) to[",
+        "if (first + k < tile.n - 1) to[",
+        "tests/test_layouts.py",
+        FLOAT32,
+        emulated=True,
+    ),
+    Mutation(
+        "CUDA: what lies beyond the tensor counted",
+        "csrc/cuda/forward.cuh",
+        "Always{}, is_valid, s, sums",
+        "Always{}, Always{}, s, sums",
+        "tests/test_emulation.py -k sizes",
+        FLOAT32,
+        emulated=True,
+    ),
+    Mutation(
+        "CUDA: every second tile of a part skipped",
+        "csrc/cuda/forward.cuh",
+        "index += parts) {",
+        "index += 2 * parts) {",
+        "tests/test_emulation.py -k more_parts",
+        FLOAT64,
+        emulated=True,
+    ),
+    Mutation(
+        "CUDA: one gradient for all read as one for each",
+        "csrc/cuda/backward.cuh",
+        "if (from && !is_scalar) return",
+        "if (from) return",
+        "tests/test_emulation.py -k one_gradient_for_all",
+        FLOAT32,
+        emulated=True,
+    ),
+    Mutation(
+        "CUDA: offset in memory not read",
+        "csrc/cuda/launch.cuh",
+        "dropout.offset += static_cast<uint64_t>(*random.offset_at)",
+        "dropout.offset += 0 * *random.offset_at",
+        "tests/test_dropout.py -k every_seed_and_offset",
+        BFLOAT16,
+        emulated=True,
+    ),
+    Mutation(
+        "CUDA: a captured launch uses the workspace of its stream",
+        "csrc/torch/cuda.cpp",
+        "!= c10::cuda::CaptureStatus::None",
+        "== c10::cuda::CaptureStatus::None",
+        "tests/test_emulation.py -k captured",
+        ("tests/emulation/torch_cuda.cpp",),
+        emulated=True,
     ),
 ]

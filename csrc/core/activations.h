@@ -155,22 +155,11 @@ struct Silu : NoParameters {  // x * sigmoid(x)
   }
 };
 
-struct Mish : NoParameters {  // x * tanh(softplus(x)); with e = exp(-|x|), tanh(softplus) is
-  static constexpr const char* name = "mish";  // (1 + 2 e) / (1 + 2 e + 2 e^2) for x > 0
-  template <class T>                           // e (2 + e) / (2 + 2 e + e^2) for x < 0
+struct Mish : NoParameters {  // x * tanh(softplus(x))
+  static constexpr const char* name = "mish";
+  template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
-    const T e = math::exp_of_negative(minus_abs(x)), twice = e + e, square = e * e;
-    const T c0 = select(x < T(0), T(2), T(1)), c2 = select(x < T(0), T(1), T(2));
-    const T r = actreg::reciprocal(c2 * square + (c0 + twice));
-    // From the terms of the bottom and not from their rounded sum.
-    const T reciprocal = refined(r, ((T(1) - c0 * r) - twice * r) - c2 * e * (e * r));
-    const T gate =
-        select(x < T(0), e * (T(2) + e) * reciprocal, T(1) - (square + square) * reciprocal);
-    const T over = T(4) * e * (reciprocal * reciprocal);
-    const T bend = over * (T(1) + e) * select(x < T(0), T(1), e);  // the slope of the gate
-    // About the slope's zero at -1.19, all of it over one denominator: 1 + x is exact there.
-    const T near_zero = over * ((T(1) + x) + e * ((T(1.5) + x) + e * (T(1) + T(0.25) * e)));
-    return {x * gate, select(x < T(-0.5), near_zero, gate + x * bend)};
+    return math::mish(x);
   }
 };
 
@@ -227,7 +216,7 @@ struct Softsign : NoParameters {  // x / (1 + |x|)
   static constexpr const char* name = "softsign";
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
-    const T d = T(1) + abs(x), y = x / d, r = reciprocal(d);
+    const T d = T(1) + abs(x), y = quotient(x, d), r = reciprocal(d);
     return {y, r * r + (y - y)};  // y - y: NaN at the infinities, as torch's slope
   }
 };

@@ -23,10 +23,6 @@ struct Coarse {
   friend ACTREG_HD Coarse operator+(Coarse a, Coarse b) { return Coarse(a.value + b.value); }
   friend ACTREG_HD Coarse operator-(Coarse a, Coarse b) { return Coarse(a.value - b.value); }
   friend ACTREG_HD Coarse operator*(Coarse a, Coarse b) { return Coarse(a.value * b.value); }
-  // For b >= 1, up to the largest number: of a quarter of it the reciprocal is normal.
-  friend ACTREG_HD Coarse operator/(Coarse a, Coarse b) {
-    return Coarse(a.value * T(0.25) * fast_reciprocal(b.value * T(0.25)));
-  }
   ACTREG_HD Coarse& operator+=(Coarse other) { return *this = *this + other; }
 
   friend ACTREG_HD auto operator<(Coarse a, Coarse b) { return a.value < b.value; }
@@ -55,6 +51,10 @@ ACTREG_HD Coarse<T> copysign(Coarse<T> magnitude, Coarse<T> sign) {
 template <class T>
 ACTREG_HD Coarse<T> ratio(Coarse<T> a, Coarse<T> b) {
   return Coarse<T>(a.value * fast_reciprocal(b.value));
+}
+template <class T>
+ACTREG_HD Coarse<T> quotient(Coarse<T> a, Coarse<T> b) {  // of b / 4 the reciprocal is normal
+  return Coarse<T>(a.value * T(0.25) * fast_reciprocal(b.value * T(0.25)));
 }
 template <class T>
 ACTREG_HD Coarse<T> refined(Coarse<T> r, Coarse<T>) {  // good enough as it is

@@ -80,7 +80,7 @@ ACTREG_HD T times_power_of_two(T a, T shifted_k) {
   return a * scale * select(tiny, T(R::kTiny), T(1));
 }
 
-// exp(x) for x <= 0, down to the last denormal. <= 1 ulp.
+// exp(x) for x <= 0 (coarse: for x <= 80), down to the last denormal. <= 1 ulp.
 template <class T>
 ACTREG_HD T exp_of_negative(T x) {
   using R = Range<Scalar<T>>;
@@ -160,9 +160,20 @@ ACTREG_HD Jet<T> tanh(T x) {
 template <class T>
 ACTREG_HD Jet<Coarse<T>> tanh(Coarse<T> x) {
   using N = Coarse<T>;
-  const N e = exp_of_negative(N(2) * minus_abs(x)), r = reciprocal(N(1) + e), square = x * x;
+  const N e(fast_exp2(minus_abs(x.value) * T(2 * kLog2E)));
+  const N r = reciprocal(N(1) + e), square = x * x;
   const N near_zero = x * (N(1) + square * (N(2.0 / 15) * square - N(1.0 / 3)));
   return {select(square < N(0x1p-6), near_zero, copysign((N(1) - e) * r, x)), N(4) * e * (r * r)};
+}
+
+// exp(-z^2 / 2)
+template <class T>
+ACTREG_HD T gaussian(T z) {
+  return exp_of_negative(T(-0.5) * (z * z));
+}
+template <class T>
+ACTREG_HD Coarse<T> gaussian(Coarse<T> z) {
+  return Coarse<T>(fast_exp2(z.value * z.value * T(-kLog2E / 2)));
 }
 
 // The normal distribution function and its density. The upper tail is exp(-x^2/2) * a rational
@@ -171,7 +182,7 @@ template <class T>
 ACTREG_HD Jet<T> normal_cdf(T x) {
   using C = Coefficients<Scalar<T>>;
   const T z = at_most(abs(x), T(Range<Scalar<T>>::kTailIsZero));
-  const T e = exp_of_negative(T(-0.5) * (z * z));
+  const T e = gaussian(z);
   const T tail = e * ratio(polynomial<C::kTailTop>(z), polynomial<C::kTailBottom>(z));
   return {select(x < T(0), tail, T(1) - tail), e * T(0.39894228040143267793994605993438)};
 }
@@ -211,6 +222,32 @@ template <class T>
 ACTREG_HD Jet<Dual<T>> normal_cdf(Dual<T> x) {
   const Jet<T> s = normal_cdf(x.value);
   return {{s.value, s.slope * x.derivative}, {s.slope, -x.value * s.slope * x.derivative}};
+}
+
+// x * tanh(softplus(x)); with e = exp(-|x|), tanh(softplus) is
+//   (1 + 2 e) / (1 + 2 e + 2 e^2) for x > 0,   e (2 + e) / (2 + 2 e + e^2) for x < 0.
+template <class T>
+ACTREG_HD Jet<T> mish(T x) {
+  const T e = exp_of_negative(minus_abs(x)), twice = e + e, square = e * e;
+  const T c0 = select(x < T(0), T(2), T(1)), c2 = select(x < T(0), T(1), T(2));
+  const T r = ratio(T(1), c2 * square + (c0 + twice));
+  // From the terms of the denominator and not from their rounded sum.
+  const T reciprocal = refined(r, ((T(1) - c0 * r) - twice * r) - c2 * e * (e * r));
+  const T gate =
+      select(x < T(0), e * (T(2) + e) * reciprocal, T(1) - (square + square) * reciprocal);
+  const T over = T(4) * e * (reciprocal * reciprocal);
+  const T bend = over * (T(1) + e) * select(x < T(0), T(1), e);  // the slope of the gate
+  // About the slope's zero at -1.19, all of it over one denominator: 1 + x is exact there.
+  const T near_zero = over * ((T(1) + x) + e * ((T(1.5) + x) + e * (T(1) + T(0.25) * e)));
+  return {x * gate, select(x < T(-0.5), near_zero, gate + x * bend)};
+}
+// With n = exp(x) the gate is u / (u + 2), u = n (n + 2); it is 1 well before n^4 overflows.
+template <class T>
+ACTREG_HD Jet<Coarse<T>> mish(Coarse<T> x) {
+  using N = Coarse<T>;
+  const N low = at_most(x, N(20)), n = exp_of_negative(low), u = n * (n + N(2));
+  const N r = reciprocal(u + N(2)), gate = u * r;
+  return {x * gate, gate + low * (N(4) * n * (n + N(1)) * (r * r))};
 }
 
 }  // namespace math

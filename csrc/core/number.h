@@ -123,6 +123,16 @@ template <class T>
 ACTREG_HD T reciprocal(T b) {
   return ratio(T(1), b);
 }
+// a / b for any b >= 1, infinity too.
+template <class T>
+ACTREG_HD T quotient(T a, T b) {
+#if defined(__CUDA_ARCH__)
+  const T scale = select(b > T(0x1p100), T(0x1p-64), T(1));
+  return ratio(a * scale, b * scale);
+#else
+  return a / b;
+#endif
+}
 // r, an approximate root, after a step of Newton's that is its `residual` times r long.
 template <class T>
 ACTREG_HD T refined(T r, T residual) {

@@ -36,7 +36,8 @@ ACTREG_HD T backward(const Act& act, T x, T dy, Keep keep, Counts counts, T s,
   const Jet<T> a = act(x);
   const T l1 = select(abs(a.value) > T(0), times_sign(c.c1, a.value), T(0));  // sign(0) = 0
   const T penalty = l1 + select(c.l2_is_on, c.c2_twice * a.value, T(0));
-  return zero_wins(a.slope, select(keep, s * dy, T(0)) + select(counts, penalty, T(0)));
+  // What is kept counts: of `counts` only what it says of the others is asked for.
+  return zero_wins(a.slope, select(keep, s * dy + penalty, select(counts, penalty, T(0))));
 }
 
 }  // namespace actreg

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
           const T in = x[j].get(k + i), gradient = dy[j].get(k + i);
           if constexpr (kDrops) {
             const bool keep = bits[j].is_below(dropout.threshold, k + i);
-            dx[i] = backward(act, in, gradient, keep, AllOrKept{all_count, keep}, s, c);
+            dx[i] = backward(act, in, gradient, keep, all_count, s, c);
           } else {
             dx[i] = backward(act, in, gradient, Always{}, Always{}, s, c);
           }

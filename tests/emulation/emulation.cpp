@@ -2,11 +2,10 @@
 #include <ucontext.h>
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <numeric>
 #include <random>
+#include <stdexcept>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -129,8 +128,7 @@ void run_block(unsigned threads) {
     }
     release(0, threads, Fiber::kAtBlockBarrier);
     if (!any_ran) {
-      std::fprintf(stderr, "emulation: threads wait at a barrier that others do not reach\n");
-      std::abort();
+      throw std::runtime_error("emulation: threads wait at a barrier that others do not reach");
     }
   }
 }

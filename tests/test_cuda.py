@@ -1,0 +1,600 @@
+"""What only a GPU can show: alignment, the generator, streams, graphs, memory, launches.
+
+The table of the other files runs on "cuda" too, through their `device`; here is the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+from actreg_ext import ops, reference
+from actreg_ext.functional import act_reg
+from actreg_ext.nn import ActReg
+from tests import table
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(len(table.DEVICES) == 1, reason="needs a GPU and a build with its kernels"),
+]
+two_devices = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+# Around the sizes of vectors, warps, tiles (2048 elements of float64, 4096 of the others), and
+# from 4096 tiles on, where a part of the penalty is more than one of them.
+LENGTHS = [1, 2, 3, 7, 8, 9, 31, 33, 255, 2047, 2048, 2049, 4095, 4096, 4097, 12289, 2**20 + 3]
+MANY_TILES = 2**24 + 4101
+OFFSETS = [0, 1, 3]
+PENALTIES = {"l1": 0.5, "l2": 0.25}
+SMALL = 2048  # bytes
+
+
+def at_offset(x: Tensor, offset: int) -> Tensor:
+    """The same numbers on the GPU, so many elements behind an aligned address."""
+    return x.new_empty(len(x) + offset, device="cuda")[offset:].copy_(x)
+
+
+def generator(device: int = 0) -> torch.Generator:
+    torch.cuda.init()
+    return torch.cuda.default_generators[device]
+
+
+def next_state() -> Tensor:
+    """The {seed, offset} that the next call has to draw."""
+    return torch.tensor([generator().initial_seed(), generator().get_offset()])
+
+
+# Masks, and the penalty's bits.
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_masks_are_the_cpus_and_the_references(dtype: torch.dtype, n: int) -> None:
+    ones = torch.ones(n, dtype=dtype)
+    for seed in (0, 2**63 + 5, torch.tensor([5, 2**32]), torch.tensor([-(2**63), -1])):
+        options: dict[str, Any] = {"p": 0.3, "seed": seed}
+        expected = act_reg(ones, "identity", **options).output
+        assert torch.equal(expected, reference.act_reg(ones, "identity", **options).output)
+        for offset in OFFSETS:
+            output = act_reg(at_offset(ones, offset), "identity", **options).output
+            assert torch.equal(output.cpu(), expected), (seed, offset)
+
+
+@pytest.mark.parametrize("n", [5, 4097, 2**16 + 5])
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_alignment_does_not_matter(dtype: torch.dtype, n: int, p: float) -> None:
+    """Neither that of x nor that of dy."""
+    start, dy = torch.randn(2, n).to(dtype)
+    results = []
+    for x_offset, dy_offset in ((0, 0), (0, 1), (1, 0), (3, 3), (1, 3)):
+        x = at_offset(start, x_offset).requires_grad_()
+        result = act_reg(x, "gelu", **PENALTIES, p=p, seed=1)
+        results.append((*result, table.gradient(result, x, at_offset(dy, dy_offset))))
+    for others in results[1:]:
+        assert all(map(torch.equal, others, results[0]))
+
+
+def test_many_tiles(dtype: torch.dtype) -> None:
+    """Output and gradient of relu are one product each: bit for bit the reference's."""
+    x = torch.randn(MANY_TILES, device="cuda").to(dtype).requires_grad_()
+    dy = torch.randn_like(x)
+    ours, expected = (f(x, "relu", p=0.3, seed=2).output for f in (act_reg, reference.act_reg))
+    assert torch.equal(ours, expected)
+    assert torch.equal(*(torch.autograd.grad(y, x, dy)[0] for y in (ours, expected)))
+
+
+@pytest.mark.parametrize("penalty_on", ["activation", "output"])
+def test_bits_of_the_penalty(dtype: torch.dtype, penalty_on: str) -> None:
+    """The same from run to run, on any stream, at any alignment; and right."""
+    options: dict[str, Any] = {**PENALTIES, "p": 0.3, "seed": 1, "penalty_on": penalty_on}
+    x = torch.randn(MANY_TILES, device="cuda").to(dtype)
+    views = [at_offset(x, offset) for offset in OFFSETS]
+    torch.cuda.synchronize()
+    penalties = []
+    for stream in (torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.Stream()):
+        with torch.cuda.stream(stream):
+            penalties += [act_reg(view, "identity", **options).penalty for view in views]
+    torch.cuda.synchronize()
+    assert len({penalty.item() for penalty in penalties}) == 1
+    expected = reference.act_reg(x.double(), "identity", **options).penalty
+    assert_close(penalties[0], expected.to(penalties[0].dtype))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_second_derivatives_are_the_cpus(activation: dict[str, Any], p: float) -> None:
+    start, v = torch.randn(2, 500, dtype=torch.float64)
+    seconds = []
+    for device in ("cpu", "cuda"):
+        x, dy = (4 * start).to(device).requires_grad_(), v.to(device).requires_grad_()
+        result = act_reg(x, **activation, **PENALTIES, p=p, seed=3, penalty_on="output")
+        gradients = [dy, torch.full_like(result.penalty, 0.7)]
+        (dx,) = torch.autograd.grad(list(result), x, gradients, create_graph=True)
+        second = torch.autograd.grad(dx, (x, dy), dy.detach(), materialize_grads=True)
+        seconds.append([t.cpu() for t in second])
+    assert_close(*seconds)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_opcheck(p: float) -> None:
+    pytest.importorskip("expecttest", reason="torch.library.opcheck needs expecttest")
+    shapes = ((3, 5), (3, 5), ())
+    x, dy, dpenalty = (torch.randn(s, device="cuda", requires_grad=True) for s in shapes)
+    state = torch.tensor([5, 7], device="cuda") if p else None
+    options = ("silu", [], p, True, [0.3, 0.2])
+    torch.library.opcheck(ops.forward, (x, state, *options))
+    torch.library.opcheck(ops.forward_random, (x, *options))
+    torch.library.opcheck(ops.backward, (dy, dpenalty, x, state, *options))
+
+
+# The generator.
+
+
+def test_seed_none_is_the_generators_seed_and_offset(dtype: torch.dtype) -> None:
+    """Four numbers further with each call, the least step that CUDA's generator takes."""
+    x = torch.empty(5000, dtype=dtype, device="cuda")
+    for function in (act_reg, reference.act_reg):
+        torch.manual_seed(123)
+        x.uniform_(1, 2)  # so the offset is not 0 either
+        for _ in range(3):
+            state = next_state()
+            output = function(x, "identity", p=0.5).output
+            assert torch.equal(output, act_reg(x, "identity", p=0.5, seed=state).output)
+            assert torch.equal(next_state(), state + torch.tensor([0, 4]))
+
+
+@pytest.mark.parametrize(
+    "options", [{"p": 0.0}, {"p": 0.5, "training": False}, {"p": 0.5, "seed": 1}], ids=str
+)
+def test_nothing_is_drawn_without_need(options: dict[str, Any]) -> None:
+    x = torch.ones(100, device="cuda", requires_grad=True)
+    before = next_state()
+    act_reg(x, **options, **PENALTIES).output.sum().backward()
+    assert torch.equal(next_state(), before)
+
+
+def test_backward_draws_nothing() -> None:
+    x = torch.ones(100, device="cuda", requires_grad=True)
+    output = act_reg(x, p=0.5).output
+    before = next_state()
+    output.sum().backward()
+    assert torch.equal(next_state(), before)
+
+
+def test_state_of_the_generator() -> None:
+    """Set again by manual_seed, set_rng_state and fork_rng; else each call differs."""
+    x = torch.ones(1000, device="cuda")
+
+    def draw() -> Tensor:
+        return act_reg(x, p=0.5).output
+
+    torch.manual_seed(5)
+    saved = torch.cuda.get_rng_state()
+    first, second = draw(), draw()
+    assert not torch.equal(first, second)
+    torch.manual_seed(5)
+    assert torch.equal(draw(), first) and torch.equal(draw(), second)
+    torch.cuda.set_rng_state(saved)
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()]):
+        assert torch.equal(draw(), first)
+    assert torch.equal(draw(), first) and torch.equal(draw(), second)
+
+
+def test_checkpoint() -> None:
+    """The repeated forward has the same mask, and leaves the generator where it was."""
+
+    def block(x: Tensor) -> tuple[Tensor, Tensor]:
+        y, penalty = act_reg(x.sin(), "tanh", **PENALTIES, p=0.5)
+        return y.exp(), penalty
+
+    x = torch.randn(3000, device="cuda", requires_grad=True)
+    results = []
+    for run in (block, lambda x: checkpoint(block, x, use_reentrant=False)):
+        torch.manual_seed(5)
+        y, penalty = run(x)
+        (dx,) = torch.autograd.grad(y.sum() + penalty, x)
+        results.append((y, penalty, dx, next_state()))
+    assert all(map(torch.equal, *results))
+
+
+# Graphs and streams.
+
+
+def capture(
+    step: Callable[[], Any], stream: torch.cuda.Stream | None = None
+) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A graph of what `step` launches, and what each of its replays fills."""
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(2):
+            step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        results = step()
+    return graph, results
+
+
+def test_graph_draws_at_each_replay(dtype: torch.dtype) -> None:
+    """Two layers, forward and backward: what eager calls with these seeds and offsets give."""
+    x = torch.ones(5000, dtype=dtype, device="cuda", requires_grad=True)
+    dy = torch.ones_like(x)
+
+    def step() -> list[tuple[Tensor, ...]]:
+        layers = [act_reg(x, "identity", **PENALTIES, p=0.5) for _ in range(2)]
+        return [(*layer, *torch.autograd.grad(layer.output, x, dy)) for layer in layers]
+
+    graph, layers = capture(step)
+    masks = []
+    for _ in range(4):
+        with torch.no_grad():
+            x.uniform_(1, 2)  # so that only what is dropped is 0
+        state = next_state()
+        graph.replay()
+        for call, (output, penalty, dx) in enumerate(layers):
+            seed = state + torch.tensor([0, 4 * call])
+            expected = act_reg(x.detach(), "identity", **PENALTIES, p=0.5, seed=seed)
+            assert torch.equal(output, expected.output) and torch.equal(penalty, expected.penalty)
+            assert torch.equal(dx != 0, output != 0)
+            masks.append(output != 0)
+        assert torch.equal(next_state(), state + torch.tensor([0, 8]))
+    assert len(torch.stack(masks).unique(dim=0)) == 8
+
+
+def test_replays_beside_eager_calls_on_the_stream_of_the_capture() -> None:
+    """Both count finished blocks, each in a place of its own."""
+    x, z = torch.randn(2, 2**20, device="cuda")
+    expected = [act_reg(t, **PENALTIES, p=0.5).penalty.item() for t in (x, z)]
+    captured_on, other = torch.cuda.Stream(), torch.cuda.Stream()
+    graph, penalty = capture(lambda: act_reg(x, **PENALTIES, p=0.5).penalty, captured_on)
+    torch.cuda.synchronize()
+    replayed, eager = [], []
+    for _ in range(200):
+        with torch.cuda.stream(other):
+            graph.replay()
+            replayed.append(penalty.clone())
+        with torch.cuda.stream(captured_on):
+            eager.append(act_reg(z, **PENALTIES, p=0.5).penalty)
+    torch.cuda.synchronize()
+    assert [{p.item() for p in penalties} for penalties in (replayed, eager)] == [
+        {value} for value in expected
+    ]
+
+
+def test_graphs_beside_each_other() -> None:
+    """Of their penalties: PyTorch keeps one seed and offset for all graphs that are replayed."""
+    xs = torch.randn(2, 2**20, device="cuda")
+    expected = [act_reg(x, **PENALTIES, p=0.5).penalty.item() for x in xs]
+    graphs = [capture(lambda x=x: act_reg(x, **PENALTIES, p=0.5).penalty) for x in xs]
+    streams = [torch.cuda.Stream() for _ in xs]
+    torch.cuda.synchronize()
+    penalties: list[list[Tensor]] = [[], []]
+    for _ in range(200):
+        for (graph, penalty), stream, seen in zip(graphs, streams, penalties, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+                seen.append(penalty.clone())
+    torch.cuda.synchronize()
+    assert [{p.item() for p in seen} for seen in penalties] == [{value} for value in expected]
+
+
+def test_make_graphed_callables() -> None:
+    example = torch.ones(5000, device="cuda", requires_grad=True)
+    layer = torch.cuda.make_graphed_callables(ActReg("identity", p=0.5), (example,))
+    masks = []
+    for _ in range(3):
+        x = torch.empty(5000, device="cuda").uniform_(1, 2).requires_grad_()
+        y = layer(x)
+        masks.append(y != 0)
+        (dx,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(y, 2 * x * masks[-1]) and torch.equal(dx, 2.0 * masks[-1])
+    assert len(torch.stack(masks).unique(dim=0)) == 3
+
+
+def penalties_of_calls_at_once(
+    xs: list[Tensor], streams: list[torch.cuda.Stream], calls: int
+) -> list[Tensor]:
+    """Stacked, of each of xs; the launches go to the streams by turns."""
+    penalties: list[list[Tensor]] = [[] for _ in xs]
+    for call in range(calls):
+        for i, stream in enumerate(streams):
+            which = (call + i) % len(xs)
+            with torch.cuda.stream(stream):
+                penalties[which].append(act_reg(xs[which], **PENALTIES, p=0.5).penalty)
+    torch.cuda.synchronize()
+    return [torch.stack(each) for each in penalties]
+
+
+def some_inputs() -> tuple[list[Tensor], list[Tensor]]:
+    """Of sizes that take grids of various sizes; and their penalties."""
+    xs = [torch.randn(n, device="cuda") for n in (2**20, 2**20 + 1, 2**18 + 5, 4097)]
+    expected = [act_reg(x, **PENALTIES, p=0.5).penalty for x in xs]
+    torch.cuda.synchronize()
+    return xs, expected
+
+
+def test_many_streams() -> None:
+    xs, expected = some_inputs()
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    for found, right in zip(penalties_of_calls_at_once(xs, streams, 100), expected, strict=True):
+        assert (found == right).all()
+
+
+@pytest.mark.parametrize("shares_stream", [True, False])
+def test_many_threads(shares_stream: bool) -> None:
+    xs, expected = some_inputs()
+    own = [torch.cuda.Stream() for _ in range(4)]
+    streams = [torch.cuda.current_stream()] * 4 if shares_stream else own
+    with ThreadPoolExecutor(4) as pool:
+        runs = pool.map(lambda stream: penalties_of_calls_at_once(xs, [stream], 100), streams)
+        for run in runs:
+            for found, right in zip(run, expected, strict=True):
+                assert (found == right).all()
+
+
+# Devices.
+
+
+@two_devices
+def test_another_device_than_the_current_one(dtype: torch.dtype) -> None:
+    here = torch.randn(5000, device="cuda:0").to(dtype).requires_grad_()
+    there = here.detach().to("cuda:1").requires_grad_()
+    offsets = [generator(device).get_offset() for device in (0, 1)]
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        drawn = act_reg(there, "silu", **PENALTIES, p=0.5)
+    dx = table.gradient(drawn, there, torch.ones_like(there), dpenalty=0.0)
+    assert torch.cuda.current_device() == 0
+    assert {t.device for t in (*drawn, dx, *saved)} == {there.device} and len(saved) == 2
+    assert torch.equal(dx != 0, drawn.output != 0)
+    assert [generator(device).get_offset() for device in (0, 1)] == [offsets[0], offsets[1] + 4]
+    results = []
+    for x in (here, there):
+        result = act_reg(x, "silu", **PENALTIES, p=0.5, seed=3)
+        results.append((*result, table.gradient(result, x, torch.ones_like(x))))
+    assert all(torch.equal(a, b.to(a.device)) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("refused", [torch.int32, torch.bool, torch.complex64])
+def test_dtypes_that_are_refused(refused: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=str(refused)):
+        act_reg(torch.ones(4, device="cuda").to(refused), p=0.5)
+
+
+def test_a_seed_may_be_on_any_device() -> None:
+    x = torch.ones(1000, device="cuda")
+    seeds = (7, torch.tensor([7, 0]), torch.tensor([7, 0], device="cuda"))
+    first, *others = (act_reg(x, p=0.5, seed=seed).output for seed in seeds)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_tensors_of_two_devices_are_refused() -> None:
+    """By the operators; and what comes after is right."""
+    x = torch.ones(8, device="cuda", requires_grad=True)
+    options = ("relu", [], 0.5, False, [1.0, 0.0])
+    here, there = torch.tensor([1, 2], device="cuda"), torch.tensor([1, 2])
+    with pytest.raises(ValueError, match="rng_state is on cpu and input on cuda"):
+        ops.forward(x, there, *options)
+    with pytest.raises(ValueError, match="rng_state is on cpu and input on cuda"):
+        ops.backward(torch.ones_like(x), None, x, there, *options)
+    with pytest.raises(ValueError, match="gradient is on cpu and input on cuda"):
+        ops.backward(torch.ones(8), None, x, here, *options)
+    output, penalty = act_reg(x, l1=1.0, reduction="sum")
+    with pytest.raises(RuntimeError, match="device"):
+        torch.autograd.grad(output, x, torch.ones(8), retain_graph=True)
+    gradients = (torch.ones_like(output), torch.ones_like(penalty))
+    (dx,) = torch.autograd.grad((output, penalty), x, gradients)
+    assert penalty == 8 and torch.equal(dx, torch.full_like(x, 2))
+
+
+# Sizes, memory and launches.
+
+
+def test_more_elements_than_32_bits_count() -> None:
+    n, count = 2**31 + 11, 24
+    needed = 4 * 2 * n + 2**28  # x, y, dy and dx; and some air
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    if free < needed:
+        pytest.skip(f"needs {needed} bytes of a GPU's memory, and {free} are free")
+    starts = (0, 2**30, 2**31 - 8)  # of windows; the last one ends where x ends
+    x = torch.zeros(n, dtype=torch.bfloat16, device="cuda")
+    for start in starts:
+        x[start : start + count] = 1
+    x.requires_grad_()
+    seed = torch.tensor([7, 9])
+    output, penalty = act_reg(x, "identity", l1=1.0, p=0.5, reduction="sum", seed=seed)
+    gradients = (torch.ones_like(x), torch.ones_like(penalty))
+    (dx,) = torch.autograd.grad((output, penalty), x, gradients)
+    assert penalty == 2 * count + 19
+    for start in starts:
+        words = reference.philox(7, 9, torch.arange(start // 8, (start + count) // 8))
+        random16 = torch.stack((words & 0xFFFF, words >> 16), dim=-1).flatten()
+        kept_twice = 2 * (random16 < 32768)[: n - start].to(x.dtype)
+        window = slice(start, start + count)
+        assert torch.equal(output[window].cpu(), kept_twice)
+        assert torch.equal(dx[window].cpu(), kept_twice + 1)
+
+
+def requested(when: str) -> int:
+    """Bytes asked of the allocator, before it rounds them up: "current" or "peak"."""
+    return torch.cuda.memory_stats()[f"requested_bytes.all.{when}"]
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_memory(dtype: torch.dtype, p: float) -> None:
+    """Nothing of the input's size but what is returned, and for backward x and 16 bytes."""
+    x = torch.randn(2**22, device="cuda").to(dtype).requires_grad_()
+    dy = torch.ones_like(x)
+    saved: list[Tensor] = []
+    for run in ("warm-up", "measured"):
+        saved.clear()
+        before = requested("current")
+        torch.cuda.reset_peak_memory_stats()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            output, penalty = act_reg(x, "gelu", **PENALTIES, p=p)
+        forward = requested("current") - before, requested("peak") - before
+        gradients = (dy, torch.ones_like(penalty))
+        before = requested("current")
+        torch.cuda.reset_peak_memory_stats()
+        (dx,) = torch.autograd.grad((output, penalty), x, gradients, retain_graph=True)
+        backward = requested("current") - before, requested("peak") - before
+        if run == "measured":
+            assert all(output.nbytes <= size <= output.nbytes + SMALL for size in forward)
+            assert all(dx.nbytes <= size <= dx.nbytes + SMALL for size in backward)
+        del output, penalty, dx
+    assert saved[0].data_ptr() == x.data_ptr()
+    assert [(t.dtype, t.nbytes) for t in saved[1:]] == ([(torch.int64, 16)] if p else [])
+
+
+def test_out_of_memory() -> None:
+    """Leaves the generator where it was, and what comes after is right."""
+    x = torch.ones(2**26, device="cuda")
+    torch.cuda.empty_cache()
+    state = next_state()
+    total = torch.cuda.get_device_properties(x.device).total_memory
+    torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            act_reg(x, "identity", l1=1.0, p=0.5)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert torch.equal(next_state(), state)
+    output, penalty = act_reg(x, "identity", l1=1.0, p=0.5)
+    assert penalty == 1
+    assert torch.equal(output, act_reg(x, "identity", p=0.5, seed=state).output)
+
+
+def on_the_device(call: Callable[[], object]) -> list[str]:
+    """The names of what a call has the GPU do: kernels, copies, fills."""
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
+        call()
+        torch.cuda.synchronize()
+    cuda = torch.autograd.DeviceType.CUDA
+    return [event.name for event in profile.events() if event.device_type == cuda]
+
+
+@pytest.mark.filterwarnings("ignore:.*[Pp]rofiler")
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_one_kernel_each_way(dtype: torch.dtype, p: float) -> None:
+    x = torch.randn(10000, device="cuda").to(dtype).requires_grad_()
+    seen = [on_the_device(lambda: x.detach().exp()) for _ in range(2)]  # the first starts it up
+    if len(seen[1]) != 1:
+        pytest.skip("the profiler does not see this GPU's kernels")
+    result = act_reg(x, "gelu", **PENALTIES, p=p)
+    gradients = [torch.ones_like(t) for t in result]
+
+    def backward() -> None:
+        torch.autograd.grad(list(result), x, gradients, retain_graph=True)
+
+    backward()
+    (launched,) = on_the_device(lambda: act_reg(x, "gelu", **PENALTIES, p=p))
+    assert "forward_kernel" in launched
+    (launched,) = on_the_device(backward)
+    assert "backward_kernel" in launched
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_nothing_waits_for_the_device(dtype: torch.dtype) -> None:
+    x = torch.randn(10000, device="cuda").to(dtype).requires_grad_()
+    gradients = [torch.ones_like(t) for t in act_reg(x, l1=1.0)]
+
+    def step() -> None:
+        result = act_reg(x, "gelu", **PENALTIES, p=0.3)
+        torch.autograd.grad(list(result), x, gradients)
+
+    step()
+    torch.cuda.synchronize()
+    done = torch.cuda.Event()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.cuda._sleep(10**9)  # cycles, about half a second
+        step()
+        done.record()
+        assert not done.query()
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            x.sum().item()  # as the mode would say of us
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.synchronize()
+
+
+# Compilers.
+
+MODES = ["default", "reduce-overhead", pytest.param("max-autotune", marks=pytest.mark.slow)]
+
+
+@pytest.mark.usefixtures("nothing_compiled_yet")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("small", [torch.float32, torch.bfloat16], ids=table.describe)
+def test_compiled(mode: str, small: torch.dtype) -> None:
+    """Several times: modes with graphs warm up, capture, and only then replay."""
+
+    def step(x: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
+        first = act_reg(x, "gelu", **PENALTIES, p=0.3, seed=seed)
+        return *first, *act_reg(x, "tanh", **PENALTIES)
+
+    def results(function: Callable[..., Any]) -> list[Tensor]:
+        outputs = function(x, seed)
+        gradients = [torch.ones_like(t) for t in outputs]
+        dx = torch.autograd.grad(outputs, x, gradients)
+        return [t.detach().clone() for t in (*outputs, *dx)]
+
+    x = torch.randn(4, 2500, device="cuda").to(small).requires_grad_()
+    seed = torch.tensor([3, 4], device="cuda")
+    expected = results(step)
+    compiled = torch.compile(step, mode=mode, fullgraph=True)
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        found = results(compiled)
+        assert torch.equal(found[0], expected[0]) and torch.equal(found[2], expected[2])
+        assert_close(found, expected)
+
+
+@pytest.mark.usefixtures("nothing_compiled_yet")
+@pytest.mark.parametrize("mode", MODES)
+def test_masks_of_compiled_steps(mode: str) -> None:
+    """Two layers, step after step: all masks differ, and backward has the mask of forward."""
+
+    @torch.compile(mode=mode, fullgraph=True)
+    def step(x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = (act_reg(x, "identity", p=0.5).output for _ in range(2))
+        return first, second
+
+    x = torch.ones(1000, device="cuda", requires_grad=True)
+    masks = []
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        outputs = step(x)
+        masks += [y != 0 for y in outputs]
+        (dx,) = torch.autograd.grad(outputs, x, [torch.ones_like(x), torch.full_like(x, 3)])
+        assert torch.equal(dx, 2.0 * masks[-2] + 6.0 * masks[-1])
+    assert len(torch.stack(masks).unique(dim=0)) == 8
+
+
+@pytest.mark.usefixtures("nothing_compiled_yet")
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("half", table.HALF_TYPES, ids=table.describe)
+def test_autocast(half: torch.dtype, compiles: bool) -> None:
+    """The output has the type of the layer before; penalty and weights' gradient are float32."""
+    linear = torch.nn.Linear(64, 96, device="cuda")
+    x, seed = torch.randn(32, 64, device="cuda"), torch.tensor([3, 4], device="cuda")
+
+    def step(x: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(act_reg(linear(x), "silu", **PENALTIES, p=0.3, seed=seed))
+
+    with torch.autocast("cuda", half):
+        output, penalty = (torch.compile(step, fullgraph=True) if compiles else step)(x)
+        h = linear(x).detach()
+    expected = act_reg(h, "silu", **PENALTIES, p=0.3, seed=seed)
+    assert output.dtype == half and penalty.dtype == torch.float32
+    assert torch.equal(output != 0, expected.output != 0)
+    assert_close((output, penalty), tuple(expected))
+    (gradient,) = torch.autograd.grad(output.float().sum() + penalty, linear.weight)
+    assert gradient.dtype == torch.float32 and gradient.isfinite().all()

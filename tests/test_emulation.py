@@ -1,0 +1,108 @@
+"""The CUDA kernels on the emulated device (make emulate): launches, grids, orders, captures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from actreg_ext import dropout_mask, reference
+from actreg_ext.functional import act_reg
+from tests import table
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.ops.actreg_emulation, "configure"),
+    reason="runs on the emulated device: make emulate",
+)
+# Around what a thread, a warp and a block take at a time; and more parts than there may be.
+LENGTHS = [1, 2047, 2048, 2049, 4095, 4096, 4097, 5 * 4096 + 3]
+
+
+def configure(multiprocessors: int = 2, order: int = 2, captures: bool = False) -> list[int]:
+    """Change how the device runs; the launches and the memsets so far."""
+    return torch.ops.actreg_emulation.configure(multiprocessors, order, captures)
+
+
+@pytest.fixture(autouse=True)
+def device_as_it_was() -> Iterator[None]:
+    yield
+    configure()
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_grid_and_order_change_no_bit(dtype: torch.dtype, n: int) -> None:
+    """One block or many, and whichever comes last."""
+    x, dy = torch.randn(2, n).to(dtype)
+    results = []
+    for multiprocessors in (0, 1, 50):
+        for order in (0, 1, 2, 3):
+            configure(multiprocessors, order)
+            leaf = x.clone().requires_grad_()
+            result = act_reg(leaf, "gelu", l1=0.3, l2=0.7, p=0.3, seed=1, penalty_on="output")
+            results.append((*result, table.gradient(result, leaf, dy)))
+    for result in results:
+        assert all(map(torch.equal, result, results[0]))
+
+
+def test_more_parts_than_the_workspace_has() -> None:
+    """A part is then several tiles, which one block sums."""
+    x = torch.rand(4096 * 2048 + 5000, dtype=torch.float64) - 0.5
+    penalties = []
+    for multiprocessors in (1, 2000):
+        configure(multiprocessors)
+        penalties.append(act_reg(x, "identity", l1=1.0, l2=1.0, reduction="sum").penalty)
+    assert torch.equal(*penalties)
+    torch.testing.assert_close(penalties[0], x.abs().sum() + x.square().sum())
+
+
+def test_one_launch_each_way() -> None:
+    x = torch.randn(9000, requires_grad=True)
+    act_reg(x, "relu")  # the stream's workspace is zeroed once
+    before = configure()
+    result = act_reg(x, "relu", l1=1.0, p=0.5)
+    assert configure() == [before[0] + 1, before[1]]
+    for outputs, gradients in (
+        ([result.output], [torch.ones_like(x)]),
+        ([result.output], [torch.ones(()).expand_as(x)]),  # as of y.sum()
+        ([result.penalty], [torch.ones(())]),
+        (list(result), [torch.ones_like(x), torch.ones(())]),
+    ):
+        before = configure()
+        torch.autograd.grad(outputs, x, gradients, retain_graph=True)
+        assert configure() == [before[0] + 1, before[1]]
+
+
+def test_one_gradient_for_all(dtype: torch.dtype) -> None:
+    """As y.sum() gives it: read, not written out."""
+    x = torch.randn(5000, dtype=dtype, requires_grad=True)
+    one = torch.tensor(0.5, dtype=dtype).expand_as(x)
+    ours, theirs = (
+        table.gradient(act_reg(x, "silu", l1=0.5, p=0.3, seed=1), x, dy)
+        for dy in (one, one.clone())
+    )
+    assert torch.equal(ours, theirs)
+
+
+def test_a_captured_launch_has_a_workspace_and_a_state_of_its_own() -> None:
+    x = torch.randn(9000)
+    options = dict(l1=1.0, p=0.5, reduction="sum")
+    act_reg(x, "relu", **options)
+    before = configure(captures=True)
+    y, penalty, state = torch.ops.actreg.forward_random(x, "relu", [], 0.5, True, [1.0, 0.0])
+    assert configure() == [before[0] + 1, before[1] + 1]
+    again = act_reg(x, "relu", **options, seed=state, penalty_on="output")
+    assert torch.equal(again.output, y) and torch.equal(again.penalty, penalty)
+    assert state[1] == 0 and torch.equal(y != 0, dropout_mask(9000, 0.5, state) & (x > 0))
+
+
+def test_sizes_after_one_another() -> None:
+    """The workspace is left as the next launch needs it, whatever its grid."""
+    for n in (20_000, 1, 4096, 0, 50_000):
+        x = torch.randn(n)
+        for p in (0.0, 0.5):
+            ours, theirs = (
+                f(x, "sigmoid", l1=1.0, p=p, seed=3, reduction="sum").penalty
+                for f in (act_reg, reference.act_reg)
+            )
+            torch.testing.assert_close(ours, theirs)
