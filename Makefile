@@ -2,6 +2,7 @@
 PYTHON ?= python3
 TORCH ?= 2.13.0
 TORCH_INDEX ?=
+CUDA_TORCH ?= 2.14.1
 CXX ?= g++
 ARGS ?=
 
@@ -18,16 +19,17 @@ SANITIZE := -std=c++17 -O1 -g1 -fsanitize=address,undefined -fno-sanitize=null \
 	-fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -Wno-psabi -Wno-unknown-pragmas \
 	-Itests/emulation/include -Icsrc
 
-.PHONY: help test demo build lint format sanitize mutate bench clean
+.PHONY: help test demo build lint format sanitize emulate mutate cuda cuda-torch gpu-check bench clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets and the variables
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo '  PYTHON=python3.12   the Python to make .venv with (3.10 or newer)'
 	@echo '  TORCH=2.11.0        another PyTorch than $(TORCH)'
 	@echo '  TORCH_INDEX=https://download.pytorch.org/whl/cpu   on Linux: PyTorch without CUDA, much smaller'
-	@echo '  ARGS="-k dropout"   options for the tests, the demo, the mutations or the benchmark'
+	@echo '  CUDA_TORCH=2.11.0   the PyTorch of cuda-torch, instead of $(CUDA_TORCH)'
+	@echo '  ARGS="-k dropout"   options for what runs: tests, demo, mutations, benchmark, ...'
 
 test: .venv/built  ## run the tests
 	$(RUN) -m pytest $(ARGS)
@@ -50,6 +52,20 @@ format: $(READY)  ## format everything in place
 
 sanitize: build/sanitize/test_core  ## run the torch-free C++ under the address and undefined-behaviour sanitizers
 	$<
+
+emulate: .venv/built  ## run the tests on the CUDA kernels, executed on the CPU: no GPU needed
+	$(RUN) tools/emulate.py $(ARGS)
+
+cuda: $(READY)  ## compile the CUDA kernels by nvcc alone and read their machine code: no GPU needed
+	$(RUN) tools/cuda_report.py $(ARGS)
+
+cuda-torch: build/cuda-torch/.venv  ## build everything against a PyTorch for CUDA, and test it without a GPU
+	git ls-files -z -co --exclude-standard | xargs -0 cp --parents -ut build/cuda-torch
+	cd build/cuda-torch && ACTREG_CUDA=1 .venv/bin/python -m pip install -e '.[test]'
+	cd build/cuda-torch && .venv/bin/python -m pytest tests/test_fake_cuda.py tests/test_doctor.py $(ARGS)
+
+gpu-check:  ## build, test, sanitize and time on a GPU, with the PyTorch that $(PYTHON) has: no network needed
+	$(PYTHON) tools/gpu_check.py $(ARGS)
 
 mutate: .venv/built  ## plant faults and see the tests catch them
 	$(RUN) tools/mutate.py $(ARGS)
@@ -76,6 +92,12 @@ $(READY): pyproject.toml setup.py
 .venv/built: $(READY) $(NATIVE)
 	$(RUN) setup.py build_ext --inplace
 	touch $@
+
+build/cuda-torch/.venv:
+	@mkdir -p $(@D)
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --upgrade pip
+	$@/bin/python -m pip install torch==$(CUDA_TORCH) || { rm -rf $@; false; }
 
 build/sanitize/test_core: $(SANITIZED)
 	$(CXX) $(SANITIZE) $^ -o $@

@@ -25,10 +25,10 @@ from actreg_ext.functional import ActRegOutput, act_reg, dropout_mask
 from actreg_ext.nn import ActReg
 from tests.test_layouts import DENSE, LAYOUTS, STRIDED, strides
 
-pytestmark = [
-    pytest.mark.skipif(not _C.build_info()["cuda"], reason="this build has no CUDA kernels"),
-    pytest.mark.usefixtures("fake", "nothing_compiled_yet"),
-]
+if not _C.build_info()["cuda"]:
+    pytest.skip("this build has no CUDA kernels (make cuda-torch)", allow_module_level=True)
+
+pytestmark = pytest.mark.usefixtures("fake", "nothing_compiled_yet")
 
 OPERATORS = ("forward", "forward_random", "backward", "curvature")
 SEEDS = [None, 3, 2**63 + 1, "cpu", "cuda"]  # the last two: a tensor there

@@ -47,8 +47,9 @@ def cuda_program(name: str) -> str | None:
 
 
 def nvidia_smi() -> dict[str, str]:
+    """The GPU's driver, clocks, power and heat now."""
     values = output_of("nvidia-smi", f"--query-gpu={QUERIED}", "--format=csv,noheader", "--id=0")
-    return dict(zip(QUERIED.split(","), values.split(", "), strict=False))
+    return dict(zip(QUERIED.split(","), values.split(", "), strict=True)) if values else {}
 
 
 def describe_machine(device: str) -> dict[str, Any]:

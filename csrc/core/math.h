@@ -247,7 +247,8 @@ ACTREG_HD Jet<Coarse<T>> mish(Coarse<T> x) {
   using N = Coarse<T>;
   const N low = at_most(x, N(20)), n = exp_of_negative(low), u = n * (n + N(2));
   const N r = reciprocal(u + N(2)), gate = u * r;
-  return {x * gate, gate + low * (N(4) * n * (n + N(1)) * (r * r))};
+  const N nan_at_infinity = x - x;  // torch's slope
+  return {x * gate, gate + low * (N(4) * n * (n + N(1)) * (r * r)) + nan_at_infinity};
 }
 
 }  // namespace math

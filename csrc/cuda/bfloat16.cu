@@ -6,9 +6,9 @@ namespace actreg {
 namespace cuda {
 
 template cudaError_t forward_of<BFloat16>(const Problem&, const Launch&, const RandomState&, void*,
-                                    Workspace*);
+                                          Workspace*);
 template cudaError_t backward_of<BFloat16>(const Problem&, const Launch&, const RandomState&,
-                                     const void*, bool);
+                                           const void*, bool);
 
 }  // namespace cuda
 }  // namespace actreg

@@ -39,7 +39,7 @@ struct Tile {
 // A warp's share of a tile on its way from or to memory element by element, for tensors that are
 // not aligned and for the end of every tensor.
 template <class E>
-__device__ Vector<E> (*staging())[kLanes] {
+__device__ Vector<E> (*staging()) [kLanes] {
   __shared__ Vector<E> buffer[kThreads / kLanes][kLanes];
   return buffer;
 }
@@ -98,9 +98,7 @@ __device__ void store(const Tile<E>& tile, E* to, const Vector<E> (&from)[Tile<E
 struct AllOrKept {
   bool all, kept;
 };
-__device__ inline float select(AllOrKept c, float a, float b) {
-  return c.all ? a : c.kept ? a : b;
-}
+__device__ inline float select(AllOrKept c, float a, float b) { return c.all ? a : c.kept ? a : b; }
 __device__ inline double select(AllOrKept c, double a, double b) {
   return c.all ? a : c.kept ? a : b;
 }

@@ -32,8 +32,7 @@ Tensor with_layout(const Tensor& dense) {
 int max_blocks(c10::DeviceIndex device) {
   int processors = 0, threads = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-  C10_CUDA_CHECK(
-      cudaDeviceGetAttribute(&threads, cudaDevAttrMaxThreadsPerMultiProcessor, device));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&threads, cudaDevAttrMaxThreadsPerMultiProcessor, device));
   return 4 * processors * (threads / cuda::kThreads);
 }
 

@@ -93,7 +93,8 @@ void test_values(const char* element) {
         }
       }
     }
-    check(equal, "CUDA " + std::string(element) + " " + act.name + ": kernels against the operator");
+    check(equal,
+          "CUDA " + std::string(element) + " " + act.name + ": kernels against the operator");
   });
 }
 

@@ -11,8 +11,8 @@ namespace {
 
 // The largest error of f in ulps of the exact value, on [low, high] and close to 0.
 template <class S, class F, class Exact>
-void test_function(const char* name, double low, double high, double bound, F f, Exact exact) {
-  using Limits = std::numeric_limits<S>;
+void test_function(const char* name, double low, double high, double bound, F f, Exact exact,
+                   int digits = std::numeric_limits<S>::digits) {
   constexpr int kPoints = 20000;
   double worst = 0, at = 0;
   for (int i = 0; i <= 2 * kPoints; ++i) {
@@ -20,13 +20,13 @@ void test_function(const char* name, double low, double high, double bound, F f,
                            : std::exp2(-30.0 * (i - kPoints) / kPoints) * (low < 0 ? -1 : 1));
     const long double truth = exact(static_cast<long double>(x));
     const double unit =
-        spacing(static_cast<double>(truth), Limits::digits, Limits::min_exponent - 1);
+        spacing(static_cast<double>(truth), digits, std::numeric_limits<S>::min_exponent - 1);
     const double error = static_cast<double>(std::fabs(f(x) - truth) / unit);
     if (!(error <= worst)) worst = std::isnan(error) ? HUGE_VAL : error, at = x;
   }
   char text[160];
-  std::snprintf(text, sizeof text, "%-9s %-6s [%g, %g]: %.2f ulp (at %.9g), at most %g", name,
-                sizeof(S) == 4 ? "float" : "double", low, high, worst, at, bound);
+  std::snprintf(text, sizeof text, "%-9s %2d digits [%g, %g]: %.2f ulp (at %.9g), at most %g", name,
+                digits, low, high, worst, at, bound);
   check(worst <= bound, text);
 }
 
@@ -64,11 +64,71 @@ void test_functions() {
   test_function<S>("cdf", -12, -2, 72, [](S x) { return math::normal_cdf(x).value; }, cdf);
 }
 
+// A float whose approximate instructions err by 2^-21, more than any GPU's, this way and that, and
+// flush what is no normal number.
+struct Worst {
+  using Scalar = float;
+  float value;
+  explicit Worst(double v) : value(static_cast<float>(v)) {}
+
+  friend Worst operator-(Worst a) { return Worst(-a.value); }
+  friend Worst operator+(Worst a, Worst b) { return Worst(a.value + b.value); }
+  friend Worst operator-(Worst a, Worst b) { return Worst(a.value - b.value); }
+  friend Worst operator*(Worst a, Worst b) { return Worst(a.value * b.value); }
+  friend bool operator<(Worst a, Worst b) { return a.value < b.value; }
+  friend bool operator>(Worst a, Worst b) { return a.value > b.value; }
+  friend bool operator<=(Worst a, Worst b) { return a.value <= b.value; }
+};
+Worst select(bool c, Worst a, Worst b) { return c ? a : b; }
+Worst abs(Worst x) { return Worst(std::fabs(x.value)); }
+Worst copysign(Worst a, Worst b) { return Worst(std::copysign(a.value, b.value)); }
+Worst spoiled(float x) {
+  static int count = 0;
+  const float y = x * (++count * 7 % 3 == 0 ? 1 - 0x1p-21f : 1 + 0x1p-21f);
+  return Worst(std::fabs(y) < std::numeric_limits<float>::min() ? 0 : y);
+}
+Worst fast_exp2(Worst x) { return spoiled(std::exp2(x.value)); }
+Worst fast_reciprocal(Worst x) { return spoiled(1 / x.value); }
+
+// For results of 11 bits, float16's.
+void test_coarse() {
+  using R = long double;
+  using N = Coarse<Worst>;
+  const auto test = [](const char* name, double low, double high, auto f, auto exact) {
+    const auto value = [&](float x) { return f(N(Worst(x))).value.value; };
+    test_function<float>(name, low, high, 0.15, value, exact, 11);
+  };
+  const auto sigmoid = [](R x) { return 1 / (1 + std::exp(-x)); };
+  const auto gate = [](R x) { return std::tanh(std::log1p(std::exp(x))); };
+  test("exp", -87, 0, [](N x) { return math::exp_of_negative(x); }, [](R x) { return exp(x); });
+  test(
+      "expm1", -45, 0, [](N x) { return math::expm1_of_negative(x).value; },
+      [](R x) { return expm1(x); });
+  test("log1p", 0, 1, [](N x) { return math::log1p_of_unit(x); }, [](R x) { return log1p(x); });
+  test("tanh", -25, 25, [](N x) { return math::tanh(x).value; }, [](R x) { return tanh(x); });
+  test(
+      "tanh'", -40, 10, [](N x) { return math::tanh(x).slope; },
+      [](R x) { return 1 / (cosh(x) * cosh(x)); });
+  test("sigmoid", -80, 40, [](N x) { return math::sigmoid(x).value; }, sigmoid);
+  test(
+      "sigmoid'", -80, 40, [](N x) { return math::sigmoid(x).slope; },
+      [=](R x) { return sigmoid(x) * sigmoid(-x); });
+  test(
+      "softplus", -80, 40, [](N x) { return math::softplus(x).value; },
+      [](R x) { return log1p(exp(x)); });
+  test("softplus'", -80, 40, [](N x) { return math::softplus(x).slope; }, sigmoid);
+  test("mish", -80, 40, [](N x) { return math::mish(x).value; }, [=](R x) { return x * gate(x); });
+  test(
+      "cdf", -12, 8, [](N x) { return math::normal_cdf(x).value; },
+      [](R x) { return erfc(-x * std::sqrt(R(0.5))) / 2; });
+}
+
 }  // namespace
 
 void test_math() {
   test_functions<float>();
   test_functions<double>();
+  test_coarse();
 }
 
 }  // namespace actreg

@@ -1,10 +1,11 @@
 // csrc/torch/cuda.cpp on the emulated device: its operators take the tensors of the CPU. This
 // stands in the place of csrc/torch/cpu.cpp.
+#include "torch_cuda.h"
+
 #include <torch/library.h>
 
 #include "cpu/kernels.h"
 #include "torch/cpu_capability.h"
-#include "torch_cuda.h"
 
 #define CUDA CPU
 #include "torch/cuda.cpp"

@@ -1,10 +1,11 @@
-// CUDA's execution model on the CPU, as much of it as the kernels of csrc/cuda use: their own source
-// is compiled by the host's compiler against this header, in the place of CUDA's.
+// CUDA's execution model on the CPU, as much of it as the kernels of csrc/cuda use: their own
+// source is compiled by the host's compiler against this header, in the place of CUDA's.
 //
 // The threads of a block are fibers (emulation.cpp). One runs until it waits for others, at a
 // barrier or a shuffle; then another does, in an order that can be chosen, as can be the order of
-// the blocks. Waiting for threads that never come is an error. What is not emulated: that writes may
-// become visible late (__threadfence does nothing), and the accuracy of approximate instructions.
+// the blocks. Waiting for threads that never come is an error. What is not emulated: that writes
+// may become visible late (__threadfence does nothing), and the accuracy of approximate
+// instructions.
 #pragma once
 
 #include <array>
