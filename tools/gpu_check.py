@@ -59,7 +59,8 @@ class Check:
     """The steps, and what came of them."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self.options, self.deadline = options, time.monotonic() + 60 * options.minutes
+        self.options = options
+        self.deadline: float = time.monotonic() + 60 * options.minutes
         machine = describe_machine(options.device)
         slug = re.sub(r"\W+", "-", machine["device"].lower())
         self.path: Path = options.output or ROOT / "results" / f"gpu-{slug}.json"

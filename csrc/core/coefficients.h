@@ -90,8 +90,8 @@ struct Coefficients<Short<float>> {
       0x1p-1f,
   };
   static constexpr float kLog1p[] = {
-      // degree 5, error 161.715 ulp
-      -0x1.953786p-6f, 0x1.a84bb4p-4f, -0x1.b2fefp-3f, 0x1.4e0de2p-2f, -0x1.ff873ep-2f, 0x1p+0f,
+      // degree 4, error 1120.611 ulp
+      0x1.611958p-5f, -0x1.4a7588p-3f, 0x1.3ca48cp-2f, -0x1.fdb876p-2f, 0x1p+0f,
   };
   static constexpr float kTailTop[] = {
       // degree 2, error 455.189 ulp

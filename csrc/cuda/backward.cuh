@@ -21,7 +21,7 @@ __device__ void load_gradient(const Tile<E>& tile, const Task& task, bool is_sca
 }
 
 template <bool kDrops, class E, class Act>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<E>)
     backward_kernel(const Act act, const Task task, const int64_t n, const bool is_aligned,
                     const RandomState random, const typename NumberOf<E>::Sum* dpenalty,
                     const bool dy_is_scalar) {

@@ -44,7 +44,7 @@ __device__ PenaltySums<double> forward_tile(const Act& act, const Task& task,
 }
 
 template <bool kDrops, class E, class Act>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<E>)
     forward_kernel(const Act act, const Task task, const int64_t n, const bool is_aligned,
                    const RandomState random, void* penalty, Workspace* workspace) {
   const Dropout dropout = drawn(task.dropout, random);

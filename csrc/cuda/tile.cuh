@@ -36,6 +36,11 @@ struct Tile {
   }
 };
 
+// For __launch_bounds__. Left to itself (0) the compiler spills a few registers of double kernels
+// for sm_80, as it does for both architectures if it is to fit two or more blocks.
+template <class E>
+constexpr int kMinBlocks = sizeof(E) == 8 ? 1 : 0;
+
 // A warp's share of a tile on its way from or to memory element by element, for tensors that are
 // not aligned and for the end of every tensor.
 template <class E>

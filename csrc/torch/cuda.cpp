@@ -42,26 +42,38 @@ cuda::Launch launch(const Tensor& x, cudaStream_t stream) {
 
 // Note [Workspaces]
 // Launches that may overlap need workspaces of their own. On a stream they do not overlap: each
-// stream keeps one, zeroed once, which every launch leaves zeroed. A captured graph may be replayed
-// on any stream, beside whatever runs on the one it was captured on: each launch that is captured
-// has one in the graph's memory, which the graph zeroes.
-Tensor workspace(const Tensor& x, cudaStream_t stream) {
-  const auto made = [&] {
-    Tensor memory = empty({sizeof(cuda::Workspace)}, at::kByte, x);
-    auto* finished = &static_cast<cuda::Workspace*>(memory.mutable_data_ptr())->finished;
-    C10_CUDA_CHECK(cudaMemsetAsync(finished, 0, sizeof *finished, stream));
-    return memory;
-  };
+// stream keeps one, zeroed once, which every launch leaves zeroed. It is no memory of PyTorch's
+// allocator, which might take it from the pool of a graph that is being prepared. A captured graph
+// may be replayed on any stream, beside whatever runs on the one it was captured on: each launch
+// that is captured has a workspace in the graph's own memory, which the graph zeroes.
+struct WorkspaceOfLaunch {
+  Tensor captured;  // what holds it, in a graph
+  cuda::Workspace* at;
+};
+
+cuda::Workspace* zeroed(void* memory, cudaStream_t stream) {
+  auto* workspace = static_cast<cuda::Workspace*>(memory);
+  C10_CUDA_CHECK(cudaMemsetAsync(&workspace->finished, 0, sizeof workspace->finished, stream));
+  return workspace;
+}
+
+WorkspaceOfLaunch workspace(const Tensor& x, cudaStream_t stream) {
   if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) {
-    return made();
+    const Tensor memory = empty({sizeof(cuda::Workspace)}, at::kByte, x);
+    return {memory, zeroed(memory.mutable_data_ptr(), stream)};
   }
   using Key = std::pair<c10::DeviceIndex, cudaStream_t>;
-  static auto* all = new std::map<Key, Tensor>;  // outlives the CUDA runtime: never destroyed
+  static auto* all = new std::map<Key, cuda::Workspace*>;  // outlive the CUDA runtime
   static std::mutex mutex;
   const std::lock_guard<std::mutex> lock(mutex);
-  const Key key{x.device().index(), stream};
-  const auto found = all->find(key);
-  return found != all->end() ? found->second : all->emplace(key, made()).first->second;
+  cuda::Workspace*& kept = (*all)[{x.device().index(), stream}];
+  if (!kept) {  // other threads may be capturing
+    const c10::cuda::CUDAStreamCaptureModeGuard guard(cudaStreamCaptureModeRelaxed);
+    void* memory = nullptr;
+    C10_CUDA_CHECK(cudaMalloc(&memory, sizeof(cuda::Workspace)));
+    kept = zeroed(memory, stream);
+  }
+  return {Tensor(), kept};
 }
 
 // The state of the default generator of x's device, which moves on.
@@ -103,11 +115,11 @@ std::tuple<Tensor, Tensor> run_forward(Problem& problem, const Tensor& input,
   const auto stream = c10::cuda::getCurrentCUDAStream(input.device().index());
   const Tensor x = dense(input);
   Tensor y = with_layout(x), penalty = empty(penalty_shape(attributes), accumulation_type(x), x);
-  const Tensor memory = workspace(x, stream);
+  const WorkspaceOfLaunch sums = workspace(x, stream);
   problem.x = x.const_data_ptr();
   problem.out = y.mutable_data_ptr();
-  C10_CUDA_CHECK(cuda::forward(problem, launch(x, stream), random(), penalty.mutable_data_ptr(),
-                               static_cast<cuda::Workspace*>(memory.mutable_data_ptr())));
+  C10_CUDA_CHECK(
+      cuda::forward(problem, launch(x, stream), random(), penalty.mutable_data_ptr(), sums.at));
   return {y, penalty};
 }
 

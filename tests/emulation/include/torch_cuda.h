@@ -23,6 +23,9 @@ struct CUDAGuard {
 inline cudaStream_t getCurrentCUDAStream(DeviceIndex) { return nullptr; }
 
 enum class CaptureStatus { None, Active };
+struct CUDAStreamCaptureModeGuard {
+  explicit CUDAStreamCaptureModeGuard(int) {}
+};
 inline CaptureStatus currentStreamCaptureStatusMayInitCtx() {
   return emulation::settings.is_capturing ? CaptureStatus::Active : CaptureStatus::None;
 }
