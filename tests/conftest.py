@@ -33,6 +33,15 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(params=table.DEVICES)
+def default_device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """For tests that make their tensors wherever torch does."""
+    if request.param != "cpu":
+        torch.set_default_device(request.param)
+    yield request.param
+    torch.set_default_device(None)
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     """Every test starts from one state of the generator, whatever ran before it."""

@@ -18,6 +18,8 @@ from actreg_ext import ops, reference
 from actreg_ext.functional import act_reg
 from actreg_ext.nn import ActReg
 
+pytestmark = pytest.mark.usefixtures("default_device")
+
 SETTINGS = [
     pytest.param({"p": 0.0, "penalty_on": "activation"}, id="no dropout"),
     pytest.param({"p": 0.5, "penalty_on": "activation", "seed": 3}, id="penalty on activation"),
@@ -37,9 +39,7 @@ def rng_state(p: float) -> Tensor | None:
 
 @pytest.mark.parametrize("coefficients", [None, [0.3, 0.2]], ids=["sums", "weighted"])
 @pytest.mark.parametrize("p", [0.0, 0.4])
-@pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf"
-)  # opcheck's
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not")  # opcheck's
 class TestOpcheck:
     """Schema, fake tensors, autograd registration and AOTAutograd with dynamic shapes."""
 
@@ -286,10 +286,10 @@ def test_a_seed_may_be_counted_up_before_the_backward() -> None:
     assert not torch.equal(output, act_reg(x, "identity", p=0.5, seed=seed).output)
 
 
-def test_autocast() -> None:
+def test_autocast(default_device: str) -> None:
     """The output has the input's type, the penalty is float32, the parameters' gradients too."""
     linear = torch.nn.Linear(8, 8)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(default_device, torch.bfloat16):
         h = linear(torch.randn(4, 8))
         output, penalty = act_reg(h, "gelu", l1=0.1, p=0.5)
         assert act_reg(h.float()).output.dtype == torch.float32
@@ -312,12 +312,12 @@ def test_without_gradients(context: Callable[..., Any]) -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("p", [0.0, 0.5])
 def test_compiled_autograd(p: float) -> None:
-    """A second size and other attributes must not find the first's compiled graph."""
+    """On the CPU. A second size and other attributes must not find the first's compiled graph."""
     compiler = torch.compile(backend="eager", fullgraph=True, dynamic=True)
     for n, slope, l1 in ((12, 0.5, 0.3), (9, 0.5, 0.3), (9, 0.25, 0.3), (9, 0.25, 0.7)):
         gradients = []
         for context in (torch._dynamo.compiled_autograd._enable(compiler), torch.enable_grad()):
-            x = points()[:n].reshape(3, -1).requires_grad_()
+            x = points(device="cpu")[:n].reshape(3, -1).requires_grad_()
             y, penalty = act_reg(x, "elu", l1=l1, l2=0.2, p=p, seed=1, alpha=slope)
             loss = y.square().sum() + penalty
             with context:
