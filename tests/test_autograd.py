@@ -43,6 +43,10 @@ def rng_state(p: float) -> Tensor | None:
 class TestOpcheck:
     """Schema, fake tensors, autograd registration and AOTAutograd with dynamic shapes."""
 
+    @pytest.fixture(autouse=True)
+    def expecttest(self) -> None:
+        pytest.importorskip("expecttest", reason="torch.library.opcheck needs expecttest")
+
     def test_forward(self, p: float, coefficients: list[float] | None) -> None:
         x = torch.randn(3, 5, requires_grad=True)
         torch.library.opcheck(ops.forward, (x, rng_state(p), "gelu", [], p, True, coefficients))

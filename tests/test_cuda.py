@@ -119,18 +119,6 @@ def test_second_derivatives_are_the_cpus(activation: dict[str, Any], p: float) -
     assert_close(*seconds)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.4])
-def test_opcheck(p: float) -> None:
-    pytest.importorskip("expecttest", reason="torch.library.opcheck needs expecttest")
-    shapes = ((3, 5), (3, 5), ())
-    x, dy, dpenalty = (torch.randn(s, device="cuda", requires_grad=True) for s in shapes)
-    state = torch.tensor([5, 7], device="cuda") if p else None
-    options = ("silu", [], p, True, [0.3, 0.2])
-    torch.library.opcheck(ops.forward, (x, state, *options))
-    torch.library.opcheck(ops.forward_random, (x, *options))
-    torch.library.opcheck(ops.backward, (dy, dpenalty, x, state, *options))
-
-
 # The generator.
 
 

@@ -150,8 +150,9 @@ HEAD = """\
 Instructions that a thread executes for each element in the main loop (whole, aligned tiles),
 counted in the machine code for sm_90 by `make cuda ARGS=--markdown`, {release}. In brackets: what
 the busiest part of a multiprocessor needs for them, as a share of the time in which an H200 (132
-multiprocessors, 1.98 GHz, 4.8 TB/s) moves the element's bytes. Below 100 % memory is the limit; a
-copy reaches about 90 % of the 4.8 TB/s. Nothing on this page was timed.
+multiprocessors, 1.98 GHz, 4.8 TB/s by the datasheet) moves the element's bytes: below 100 % memory
+is the limit. For an H100 (3.35 TB/s) all of them are 0.7 times as large. Nothing on this page was
+timed.
 """
 
 
