@@ -102,6 +102,7 @@ build/cuda-torch/.venv:
 build/sanitize/test_core: $(SANITIZED)
 	$(CXX) $(SANITIZE) $^ -o $@
 
+build/sanitize/tests/emulation/%.o: SANITIZE += -DACTREG_DEVICE_MATH
 build/sanitize/%.o: %.cpp $(NATIVE) $(wildcard tests/core/*.h tests/emulation/include/*.h)
 	@mkdir -p $(@D)
 	$(CXX) $(SANITIZE) -c $< -o $@

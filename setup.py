@@ -83,13 +83,19 @@ def cuda_toolkit(torch_cuda: str | None) -> tuple[str, str]:
 def cuda_architectures(toolkit: str, torch: ModuleType) -> str:
     """TORCH_CUDA_ARCH_LIST unless it is set: Ampere, Hopper, and the GPUs of this machine.
 
-    sm_80 runs on all GPUs of 8.x; of the newest there is PTX, from which the driver makes the code
-    for every GPU after it.
+    sm_80 runs on all GPUs of 8.x, and from the PTX of 9.0 the driver makes the code for every GPU
+    after it; of the newest GPU here there is PTX too.
     """
     known = output_of(f"{toolkit}/bin/nvcc", "--list-gpu-arch").split()
-    present = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
-    wanted = [f"{major}.{minor}" for major, minor in sorted({(8, 0), (9, 0), *present})]
-    return ";".join(a for a in wanted if f"compute_{a.replace('.', '')}" in known) + "+PTX"
+    present = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    wanted = {(8, 0), (9, 0)} | {
+        capability for capability in present if capability[0] not in (8, 9)
+    }
+    usable = sorted(c for c in wanted if f"compute_{c[0]}{c[1]}" in known)
+    return ";".join(
+        f"{major}.{minor}" + "+PTX" * ((major, minor) == (9, 0) or (major, minor) == usable[-1])
+        for major, minor in usable
+    )
 
 
 def openmp_flags(torch: ModuleType, include_paths: list[str], compiler: str) -> list[str]:
@@ -118,7 +124,8 @@ def build_options() -> dict[str, Any]:
     toolkit, cpu_only = cuda_toolkit(torch.version.cuda)
     if toolkit:
         os.environ["CUDA_HOME"] = toolkit  # before cpp_extension takes the parent of any nvcc
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_architectures(toolkit, torch))
+        if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+            os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_architectures(toolkit, torch)
     elif os.environ.get("ACTREG_CUDA") == "1":
         raise SystemExit(f"actreg_ext: ACTREG_CUDA=1, but there can be no CUDA kernels: {cpu_only}")
     else:

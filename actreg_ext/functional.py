@@ -76,7 +76,7 @@ def act_reg(
             elements / size(-1), "sum" 1. Of an empty tensor the penalty is 0.
         seed: None draws from the default generator of the input's device (torch.manual_seed rules);
             an int in [-2^63, 2^64 - 1]; or an int64 tensor {seed, offset}, for which many calls
-            may share a seed and differ in the offset.
+            may share a seed and differ in the offset (to capture a CUDA graph: on that device).
         **activation_parameters: parameters of a named activation, as torch calls them.
 
     Returns:

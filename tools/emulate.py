@@ -29,7 +29,14 @@ def build() -> None:
     cpp_extension.load(
         "_C",
         [str(source) for source in sorted(folder.glob("*.cpp"))],
-        extra_cflags=["-O1", "-Wall", "-Werror", "-Wno-psabi", "-Wno-unknown-pragmas"],
+        extra_cflags=[
+            "-O1",
+            "-Wall",
+            "-Werror",
+            "-Wno-psabi",
+            "-Wno-unknown-pragmas",
+            "-DACTREG_DEVICE_MATH",
+        ],
         extra_ldflags=natives_beside_emulation(),
         extra_include_paths=[str(folder / "include"), str(ROOT / "csrc")],
         build_directory=str(EMULATION),

@@ -111,11 +111,11 @@ MUTATIONS = [
     ),
     Mutation(
         "l2 with one half",
-        "csrc/torch/operators.cpp",
-        "s * s * sums.l2",
-        "s * s * sums.l2 / 2",
+        "csrc/core/penalty.h",
+        "s * s * sums.l2}",
+        "s * s * sums.l2 / 2}",
         "tests/test_penalty.py",
-        ("csrc/torch/operators.cpp",),
+        ("csrc/torch/cpu.cpp",),
     ),
     Mutation(
         "dropped elements count in the penalty on the output",
@@ -127,11 +127,11 @@ MUTATIONS = [
     ),
     Mutation(
         "gradient of the penalty on the output without s",
-        "csrc/torch/operators.cpp",
-        "scaled({dl1_sum, dl2_sum}, problem);",
-        "PenaltySums<double>{dl1_sum, dl2_sum};",
+        "csrc/core/penalty.h",
+        "return {s * weighted(l1, g1),",
+        "return {weighted(l1, g1),",
         "tests/test_autograd.py::test_gradcheck",
-        ("csrc/torch/operators.cpp",),
+        ("csrc/torch/cpu.cpp",),
     ),
     Mutation(
         "a recomputed forward counts again",
@@ -187,8 +187,8 @@ MUTATIONS = [
     Mutation(
         "CUDA: a barrier dropped before the last block is known",
         "csrc/cuda/reduction.cuh",
-        "gridDim.x - 1;\n  }\n  __syncthreads();\n",
-        "gridDim.x - 1;\n  }\n",
+        "by the barrier\n  }\n  __syncthreads();\n",
+        "by the barrier\n  }\n",
         "tests/test_emulation.py -k float32",
         FLOAT32,
         emulated=True,

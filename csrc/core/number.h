@@ -100,23 +100,38 @@ ACTREG_HD float fast_reciprocal(float x) {
 #endif
 }
 
+ACTREG_HD double fast_reciprocal(double x) {  // 20 bits
+#if defined(__CUDA_ARCH__)
+  asm("rcp.approx.ftz.f64 %0, %0;" : "+d"(x));
+  return x;
+#else
+  uint64_t bits;
+  x = 1 / x;
+  std::memcpy(&bits, &x, sizeof bits);
+  bits &= ~uint64_t{0xFFFFFFFF};
+  std::memcpy(&x, &bits, sizeof bits);
+  return x;
+#endif
+}
+
 // a / b and 1 / b, for b in [1, 2^126].
 template <class T>
 ACTREG_HD T ratio(T a, T b) {
   return a / b;
 }
-#if defined(__CUDA_ARCH__)  // where a division of any two numbers is a subroutine: Newton's steps
+// On a GPU a division of any two numbers is a subroutine: there, Newton's steps. (The emulation
+// defines the macro, to run them too.)
+#if defined(__CUDA_ARCH__) || defined(ACTREG_DEVICE_MATH)
 ACTREG_HD float ratio(float a, float b) {
   const float r = fast_reciprocal(b), q = a * r;
-  return q + r * (a - b * q);
+  return std::fma(r, std::fma(-b, q, a), q);
 }
 ACTREG_HD double ratio(double a, double b) {
-  double r;
-  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(r) : "d"(b));  // 20 bits
-  r = r + r * (1 - b * r);
-  r = r + r * (1 - b * r);
+  double r = fast_reciprocal(b);
+  r = std::fma(r, std::fma(-b, r, 1.0), r);
+  r = std::fma(r, std::fma(-b, r, 1.0), r);
   const double q = a * r;
-  return q + r * (a - b * q);
+  return std::fma(r, std::fma(-b, q, a), q);
 }
 #endif
 template <class T>
@@ -126,7 +141,7 @@ ACTREG_HD T reciprocal(T b) {
 // a / b for any b >= 1, infinity too.
 template <class T>
 ACTREG_HD T quotient(T a, T b) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) || defined(ACTREG_DEVICE_MATH)
   const T scale = select(b > T(0x1p100), T(0x1p-64), T(1));
   return ratio(a * scale, b * scale);
 #else

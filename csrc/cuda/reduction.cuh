@@ -37,9 +37,9 @@ __device__ inline bool is_last_block(unsigned* finished) {
   if (threadIdx.x == 0) {
     __threadfence();
     is_last = atomicInc(finished, gridDim.x - 1) == gridDim.x - 1;
+    __threadfence();  // for the whole block, by the barrier
   }
   __syncthreads();
-  if (is_last) __threadfence();
   return is_last;
 }
 

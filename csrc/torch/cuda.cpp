@@ -1,8 +1,10 @@
 // The operators on CUDA: memory, streams, the generator. Layer: torch.
-// Nothing here waits for the device, and all of it may be captured into a graph.
+// Nothing here waits for the device, but the first call on a stream, and all of it may be captured
+// into a graph.
 #include <ATen/Functions.h>
 #include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <ATen/cuda/EmptyTensor.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -62,15 +64,22 @@ WorkspaceOfLaunch workspace(const Tensor& x, cudaStream_t stream) {
     const Tensor memory = empty({sizeof(cuda::Workspace)}, at::kByte, x);
     return {memory, zeroed(memory.mutable_data_ptr(), stream)};
   }
-  using Key = std::pair<c10::DeviceIndex, cudaStream_t>;
+  // The handle of a stream may be another's once it is destroyed, or another for each thread.
+  unsigned long long id = 0;
+  C10_CUDA_CHECK(cudaStreamGetId(stream, &id));
+  using Key = std::pair<c10::DeviceIndex, unsigned long long>;
   static auto* all = new std::map<Key, cuda::Workspace*>;  // outlive the CUDA runtime
   static std::mutex mutex;
   const std::lock_guard<std::mutex> lock(mutex);
-  cuda::Workspace*& kept = (*all)[{x.device().index(), stream}];
+  cuda::Workspace*& kept = (*all)[{x.device().index(), id}];
   if (!kept) {  // other threads may be capturing
     const c10::cuda::CUDAStreamCaptureModeGuard guard(cudaStreamCaptureModeRelaxed);
     void* memory = nullptr;
-    C10_CUDA_CHECK(cudaMalloc(&memory, sizeof(cuda::Workspace)));
+    if (cudaMalloc(&memory, sizeof(cuda::Workspace)) != cudaSuccess) {
+      (void)cudaGetLastError();
+      c10::cuda::CUDACachingAllocator::emptyCache();  // it may hold all there is
+      C10_CUDA_CHECK(cudaMalloc(&memory, sizeof(cuda::Workspace)));
+    }
     kept = zeroed(memory, stream);
   }
   return {Tensor(), kept};

@@ -139,6 +139,10 @@ void wait_for_block() { wait(Fiber::kAtBlockBarrier); }
 void wait_for_warp() { wait(Fiber::kAtWarpBarrier); }
 int lane() { return static_cast<int>(threadIdx.x % kLanes); }
 
+void expect_all(unsigned lanes) {
+  if (lanes != ~0u) throw std::runtime_error("emulation: a shuffle by some lanes of a warp only");
+}
+
 uint64_t exchange(uint64_t value, int from) {
   const unsigned turn = current->shuffles++ % 2, first = threadIdx.x - lane();
   current->brought[turn] = value;

@@ -44,6 +44,7 @@ extern Settings settings;
 void wait_for_block();
 void wait_for_warp();
 uint64_t exchange(uint64_t value, int lane);  // the value that the lane of this warp has brought
+void expect_all(unsigned lanes);              // a shuffle by fewer is not emulated
 int lane();
 void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel);
 
@@ -62,11 +63,13 @@ inline void __syncthreads() { emulation::wait_for_block(); }
 inline void __syncwarp() { emulation::wait_for_warp(); }
 inline void __threadfence() {}
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int mask) {
+T __shfl_xor_sync(unsigned lanes, T value, int mask) {
+  emulation::expect_all(lanes);
   return emulation::exchange_as(value, emulation::lane() ^ mask);
 }
 template <class T>
-T __shfl_down_sync(unsigned, T value, int step) {
+T __shfl_down_sync(unsigned lanes, T value, int step) {
+  emulation::expect_all(lanes);
   const int from = emulation::lane() + step;
   return emulation::exchange_as(value, from < 32 ? from : emulation::lane());
 }
@@ -124,6 +127,11 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   *value = attribute == cudaDevAttrMultiProcessorCount
                ? emulation::settings.multiprocessors
                : emulation::settings.threads_per_multiprocessor;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaStreamGetId(cudaStream_t, unsigned long long* id) {
+  *id = 1;
   return cudaSuccess;
 }
 enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed };

@@ -30,6 +30,10 @@ inline CaptureStatus currentStreamCaptureStatusMayInitCtx() {
   return emulation::settings.is_capturing ? CaptureStatus::Active : CaptureStatus::None;
 }
 
+namespace CUDACachingAllocator {
+inline void emptyCache() {}
+}  // namespace CUDACachingAllocator
+
 }  // namespace cuda
 }  // namespace c10
 

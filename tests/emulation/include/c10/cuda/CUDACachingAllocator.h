@@ -1,0 +1,4 @@
+// See torch_cuda.h.
+#pragma once
+
+#include "torch_cuda.h"
