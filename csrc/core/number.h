@@ -143,7 +143,7 @@ template <class T>
 ACTREG_HD T quotient(T a, T b) {
 #if defined(__CUDA_ARCH__) || defined(ACTREG_DEVICE_MATH)
   const T scale = select(b > T(0x1p100), T(0x1p-64), T(1));
-  return ratio(a * scale, b * scale);
+  return copysign(ratio(a * scale, b * scale), a);  // the last step makes -0 to 0
 #else
   return a / b;
 #endif

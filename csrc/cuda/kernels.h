@@ -27,7 +27,7 @@ struct RandomState {
 // and the block that finishes last adds the parts in their order. So the sums depend neither on
 // the grid nor on the GPU, and nothing is added by floating-point atomics. Thread sums are float
 // within a tile and double beyond, as on the CPU.
-constexpr int kMaxParts = 4096;
+constexpr int kMaxParts = 4096;  // 16 for each thread of the last block to add; not tuned on a GPU
 struct Workspace {
   PenaltySums<double> part[kMaxParts];
   unsigned finished;  // blocks; 0 before and after each launch, which therefore must not overlap

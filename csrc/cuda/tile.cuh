@@ -16,6 +16,8 @@ struct Tile {
   static constexpr int kWidth = Vector<E>::kElements;
   // One draw serves kElementsPerDraw elements: the vectors of so many neighbouring lanes.
   static constexpr int kSharers = kElementsPerDraw / kWidth;
+  // Two draws for each thread, of double one. Twice as many for 16-bit elements would save 7 % of
+  // the instructions and take 68 to 88 registers instead of 48 to 60 (`make cuda`, sm_90, dropout).
   static constexpr int kVectors = kSharers < 4 ? 2 * kSharers : 4;
   static constexpr int kElements = kThreads * kVectors * kWidth;
 
