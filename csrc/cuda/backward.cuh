@@ -67,13 +67,11 @@ cudaError_t backward_of(const Problem& problem, const Launch& launch, const Rand
                         const void* dpenalty, bool dy_is_scalar) {
   const bool is_aligned =
       are_aligned({problem.x, problem.out, dy_is_scalar ? nullptr : problem.dy});
-  cudaError_t error = cudaSuccess;
-  dispatch(problem, [&](auto act, auto drops) {
-    error = run(backward_kernel<decltype(drops)::value, E, decltype(act)>, tiles_of<E>(launch.n),
-                launch, act, static_cast<const Task&>(problem), launch.n, is_aligned, random,
-                static_cast<const typename NumberOf<E>::Sum*>(dpenalty), dy_is_scalar);
+  return dispatch(problem, [&](auto act, auto drops) {
+    return run(backward_kernel<decltype(drops)::value, E, decltype(act)>, tiles_of<E>(launch.n),
+               launch, act, static_cast<const Task&>(problem), launch.n, is_aligned, random,
+               static_cast<const typename NumberOf<E>::Sum*>(dpenalty), dy_is_scalar);
   });
-  return error;
 }
 
 }  // namespace cuda

@@ -11,28 +11,32 @@ cudaError_t forward_of(const Problem&, const Launch&, const RandomState&, void*,
 template <class E>
 cudaError_t backward_of(const Problem&, const Launch&, const RandomState&, const void*, bool);
 
+namespace {
+
+// Returns launch(element).
+template <class F>
+cudaError_t dispatch(const Problem& problem, F launch) {
+  cudaError_t error = cudaSuccess;
+  visit([&](auto element) { error = launch(element); }, problem.element);
+  return error;
+}
+
+}  // namespace
+
 cudaError_t forward(const Problem& problem, const Launch& launch, const RandomState& random,
                     void* penalty, Workspace* workspace) {
-  cudaError_t error = cudaSuccess;
-  visit(
-      [&](auto element) {
-        using E = typename decltype(element)::type;
-        error = forward_of<E>(problem, launch, random, penalty, workspace);
-      },
-      problem.element);
-  return error;
+  return dispatch(problem, [&](auto element) {
+    using E = typename decltype(element)::type;
+    return forward_of<E>(problem, launch, random, penalty, workspace);
+  });
 }
 
 cudaError_t backward(const Problem& problem, const Launch& launch, const RandomState& random,
                      const void* dpenalty, bool dy_is_scalar) {
-  cudaError_t error = cudaSuccess;
-  visit(
-      [&](auto element) {
-        using E = typename decltype(element)::type;
-        error = backward_of<E>(problem, launch, random, dpenalty, dy_is_scalar);
-      },
-      problem.element);
-  return error;
+  return dispatch(problem, [&](auto element) {
+    using E = typename decltype(element)::type;
+    return backward_of<E>(problem, launch, random, dpenalty, dy_is_scalar);
+  });
 }
 
 }  // namespace cuda

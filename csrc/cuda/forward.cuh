@@ -77,13 +77,11 @@ template <class E>
 cudaError_t forward_of(const Problem& problem, const Launch& launch, const RandomState& random,
                        void* penalty, Workspace* workspace) {
   const bool is_aligned = are_aligned({problem.x, problem.out});
-  cudaError_t error = cudaSuccess;
-  dispatch(problem, [&](auto act, auto drops) {
-    error = run(forward_kernel<decltype(drops)::value, E, decltype(act)>, parts_of<E>(launch.n),
-                launch, act, static_cast<const Task&>(problem), launch.n, is_aligned, random,
-                penalty, workspace);
+  return dispatch(problem, [&](auto act, auto drops) {
+    return run(forward_kernel<decltype(drops)::value, E, decltype(act)>, parts_of<E>(launch.n),
+               launch, act, static_cast<const Task&>(problem), launch.n, is_aligned, random,
+               penalty, workspace);
   });
-  return error;
 }
 
 }  // namespace cuda

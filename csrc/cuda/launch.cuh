@@ -36,18 +36,16 @@ inline bool are_aligned(std::initializer_list<const void*> pointers) {
                      [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; });
 }
 
-// Calls launch(activation, std::true_type if there is dropout).
+// Returns launch(activation, std::true_type if there is dropout).
 template <class F>
-void dispatch(const Problem& problem, F launch) {
+cudaError_t dispatch(const Problem& problem, F launch) {
+  cudaError_t error = cudaSuccess;
   visit(
       [&](auto act) {
-        if (problem.drops()) {
-          launch(act, std::true_type{});
-        } else {
-          launch(act, std::false_type{});
-        }
+        error = problem.drops() ? launch(act, std::true_type{}) : launch(act, std::false_type{});
       },
       problem.activation);
+  return error;
 }
 
 template <class... Parameters, class... Arguments>
