@@ -131,9 +131,7 @@ template <class Kernel>
 Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTensor& dpenalty,
                     const Tensor& input, const OptionalTensor& rng_state,
                     const Attributes& attributes) {
-  Problem problem = make_problem(input, attributes);
-  check_devices(dy, dpenalty, input);
-  check_shapes(dy, dpenalty, input, attributes);
+  Problem problem = backward_problem(dy, dpenalty, input, attributes);
   read_rng_state(problem, rng_state, input);
   read_gradient(problem, dpenalty);
   const Tensor x = dense(input), gradient = with_layout_of(x, dy);

@@ -127,8 +127,8 @@ std::tuple<Tensor, Tensor> run_forward(Problem& problem, const Tensor& input,
   const WorkspaceOfLaunch sums = workspace(x, stream);
   problem.x = x.const_data_ptr();
   problem.out = y.mutable_data_ptr();
-  C10_CUDA_CHECK(
-      cuda::forward(problem, launch(x, stream), random(), penalty.mutable_data_ptr(), sums.at));
+  const cuda::Launch grid = launch(x, stream);
+  C10_CUDA_CHECK(cuda::forward(problem, grid, random(), penalty.mutable_data_ptr(), sums.at));
   return {y, penalty};
 }
 
@@ -163,9 +163,7 @@ template <class Kernel>
 Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTensor& dpenalty,
                     const Tensor& input, const OptionalTensor& rng_state,
                     const Attributes& attributes) {
-  Problem problem = make_problem(input, attributes);
-  check_devices(dy, dpenalty, input);
-  check_shapes(dy, dpenalty, input, attributes);
+  Problem problem = backward_problem(dy, dpenalty, input, attributes);
   if (problem.drops()) check_rng_state(rng_state, input);
   const c10::cuda::CUDAGuard guard(input.device());
   const auto stream = c10::cuda::getCurrentCUDAStream(input.device().index());

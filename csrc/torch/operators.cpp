@@ -27,6 +27,24 @@ std::optional<Element> element_of(at::ScalarType type) {
   }
 }
 
+void check_shapes(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
+                  const Attributes& attributes) {
+  TORCH_CHECK_VALUE(!dy || !dy->defined() || dy->sizes() == x.sizes(), "actreg: dy has shape ",
+                    dy->sizes(), ", but input has shape ", x.sizes());
+  TORCH_CHECK_VALUE(
+      !dpenalty || !dpenalty->defined() || dpenalty->sizes() == penalty_shape(attributes),
+      "actreg: dpenalty is a scalar, or two numbers without coefficients; but got "
+      "shape ",
+      dpenalty->sizes());
+}
+
+void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x) {
+  for (const OptionalTensor& tensor : {dy, dpenalty}) {
+    TORCH_CHECK_VALUE(!tensor || !tensor->defined() || tensor->device() == x.device(),
+                      "actreg: a gradient is on ", tensor->device(), " and input on ", x.device());
+  }
+}
+
 Tensor like(const Tensor& x) {
   return x.is_non_overlapping_and_dense() ? at::empty_like(x)
                                           : at::empty_like(x, at::MemoryFormat::Contiguous);
@@ -100,22 +118,12 @@ void check_rng_state(const OptionalTensor& rng_state, const Tensor& x) {
                     rng_state->device(), " and input on ", x.device());
 }
 
-void check_shapes(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                  const Attributes& attributes) {
-  TORCH_CHECK_VALUE(!dy || !dy->defined() || dy->sizes() == x.sizes(), "actreg: dy has shape ",
-                    dy->sizes(), ", but input has shape ", x.sizes());
-  TORCH_CHECK_VALUE(
-      !dpenalty || !dpenalty->defined() || dpenalty->sizes() == penalty_shape(attributes),
-      "actreg: dpenalty is a scalar, or two numbers without coefficients; but got "
-      "shape ",
-      dpenalty->sizes());
-}
-
-void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x) {
-  for (const OptionalTensor& tensor : {dy, dpenalty}) {
-    TORCH_CHECK_VALUE(!tensor || !tensor->defined() || tensor->device() == x.device(),
-                      "actreg: a gradient is on ", tensor->device(), " and input on ", x.device());
-  }
+Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
+                         const Attributes& attributes) {
+  Problem problem = make_problem(x, attributes);
+  check_devices(dy, dpenalty, x);
+  check_shapes(dy, dpenalty, x, attributes);
+  return problem;
 }
 
 Tensor dense(const Tensor& x) { return x.is_non_overlapping_and_dense() ? x : x.contiguous(); }

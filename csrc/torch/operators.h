@@ -45,10 +45,10 @@ using Backward = Tensor(const OptionalTensor& dy, const OptionalTensor& dpenalty
 Problem make_problem(const Tensor& x, const Attributes& attributes);
 // Throws unless it is int64 {seed, offset} on x's device. Reads no data.
 void check_rng_state(const OptionalTensor& rng_state, const Tensor& x);
-// Of dy and dpenalty: their shapes; and that they are on x's device.
-void check_shapes(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                  const Attributes& attributes);
-void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x);
+// The same for backward and curvature. Throws also unless dy and dpenalty have their shapes and are
+// on x's device.
+Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
+                         const Attributes& attributes);
 
 // x itself if its elements fill a block of memory, in whatever order; else a contiguous copy.
 Tensor dense(const Tensor& x);
