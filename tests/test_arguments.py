@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from actreg_ext import collect_penalty, dropout_mask, reference
 from actreg_ext.functional import act_reg
 from actreg_ext.nn import ActReg
 from tests import table
+from tests.test_dropout import generator_state
 
 INF, NAN = float("inf"), float("nan")
 X = torch.ones(4)
@@ -111,14 +113,22 @@ def name(call: Any) -> str:
     return "-".join(f"{k}={type(v).__name__}:{v}" for k, v in call.items())[:60].replace("\n", " ")
 
 
-def assert_refused(call: Any, error: type[Exception], named: list[str]) -> None:
-    before = torch.get_rng_state()
+def assert_refused(
+    call: Any, error: type[Exception], named: list[str], device: str = "cpu"
+) -> None:
+    before = generator_state(device)
     with pytest.raises(error) as raised:
         call()
     assert type(raised.value) is error
     for words in named:
         assert words in str(raised.value)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(generator_state(device), before)
+
+
+def on(device: str, input: Any) -> Any:
+    """The same there; quantized and mkldnn tensors are the CPU's."""
+    stays = not isinstance(input, Tensor) or input.is_quantized or input.is_mkldnn
+    return input if stays else input.to(device)
 
 
 @pytest.mark.parametrize("function", [act_reg, reference.act_reg], ids=["fused", "reference"])
@@ -126,9 +136,10 @@ def assert_refused(call: Any, error: type[Exception], named: list[str]) -> None:
     ("options", "error", "named"), BAD_CALLS, ids=[name(call) for call, *_ in BAD_CALLS]
 )
 def test_act_reg(
-    function: Any, options: dict[str, Any], error: type[Exception], named: list[str]
+    function: Any, device: str, options: dict[str, Any], error: type[Exception], named: list[str]
 ) -> None:
-    assert_refused(lambda: function(**{"input": X, "p": 0.5, **options}), error, named)
+    call = {"p": 0.5, **options, "input": on(device, options.get("input", X))}
+    assert_refused(lambda: function(**call), error, named, device)
 
 
 @pytest.mark.parametrize(
@@ -144,19 +155,20 @@ def test_module(options: dict[str, Any], error: type[Exception], named: list[str
     [row for row in BAD_CALLS if row[0].keys() & {"p", "seed"}],
     ids=[name(call) for call, *_ in BAD_CALLS if call.keys() & {"p", "seed"}],
 )
-def test_dropout_mask(options: dict[str, Any], error: type[Exception], named: list[str]) -> None:
-    assert_refused(
-        lambda: dropout_mask(**{"shape": 4, "p": 0.5, "seed": 1, **options}), error, named
-    )
+def test_dropout_mask(
+    device: str, options: dict[str, Any], error: type[Exception], named: list[str]
+) -> None:
+    call = {"shape": 4, "p": 0.5, "seed": 1, "device": device, **options}
+    assert_refused(lambda: dropout_mask(**call), error, named, device)
 
 
 def test_collect_penalty() -> None:
     assert_refused(lambda: collect_penalty([ActReg()]), TypeError, ["model", "list", "nn.Module"])
 
 
-def test_whole_numbers_are_real() -> None:
+def test_whole_numbers_are_real(device: str) -> None:
     """As are numpy's scalars: both come from configuration files and hyperparameter searches."""
-    x = table.random_inputs(torch.float32, "cpu", wide=False)
+    x = table.random_inputs(torch.float32, device, wide=False)
     expected = act_reg(x, "elu", alpha=2.0, l1=1.0, l2=0.0, p=0.5, seed=3)
     for number in (int, numpy.float64, numpy.float32, numpy.int64):
         options = dict(alpha=number(2), l1=number(1), l2=number(0), seed=numpy.int64(3))
@@ -176,81 +188,109 @@ def test_a_subclass_of_an_activation_is_not_its_base() -> None:
 # The operators themselves, called past the checks of the Python interface.
 OPS = torch.ops.actreg
 STATE = torch.tensor([1, 2])
-MISUSES = {
-    "no state": (lambda: OPS.forward(X, None, "relu", [], 0.5, False, None), "rng_state"),
-    "state too long": (
-        lambda: OPS.forward(X, STATE.repeat(2), "relu", [], 0.5, False, None),
-        "[4]",
-    ),
-    "state 0-d": (lambda: OPS.forward(X, STATE[0], "relu", [], 0.5, False, None), "rng_state"),
-    "state of float": (lambda: OPS.forward(X, X[:2], "relu", [], 0.5, False, None), "Float"),
-    "state strided": (
-        lambda: OPS.forward(X, STATE.repeat(2)[::2], "relu", [], 0.5, False, None),
-        "contiguous",
-    ),
-    "no such activation": (lambda: OPS.forward(X, None, "rellu", [], 0.0, False, None), "rellu"),
-    "empty activation": (lambda: OPS.forward(X, None, "", [], 0.0, False, None), "no activation"),
-    "parameter missing": (
-        lambda: OPS.forward(X, None, "elu", [], 0.0, False, None),
-        "0 parameters",
-    ),
-    "parameter too many": (
-        lambda: OPS.forward(X, None, "relu", [1.0], 0.0, False, None),
-        "1 parameters",
-    ),
-    "p": (lambda: OPS.forward(X, STATE, "relu", [], 1.5, False, None), "1.5"),
-    "p of NaN": (lambda: OPS.forward(X, STATE, "relu", [], NAN, False, None), "nan"),
-    "one coefficient": (
-        lambda: OPS.forward(X, None, "relu", [], 0.0, False, [1.0]),
-        "coefficients",
-    ),
-    "no coefficients": (lambda: OPS.forward(X, None, "relu", [], 0.0, False, []), "coefficients"),
-    "integers": (lambda: OPS.forward(X.int(), None, "relu", [], 0.0, False, None), "Int"),
-    "random p": (lambda: OPS.forward_random(X, "relu", [], -1.0, False, None), "-1"),
-    "random activation": (lambda: OPS.forward_random(X, "rellu", [], 0.5, False, None), "rellu"),
-    "random integers": (lambda: OPS.forward_random(X.int(), "relu", [], 0.5, False, None), "Int"),
-    **{
-        f"{op} {what}": (lambda op=op, given=given: getattr(OPS, op)(*given), word)
-        for op in ("backward", "curvature")
-        for what, (given, word) in {
-            "dy too short": ((X[:2], None, X, None, "relu", [], 0.0, False, None), "dy"),
-            "dy of another shape": ((X[None], None, X, None, "relu", [], 0.0, False, None), "dy"),
-            "dpenalty too long": (
-                (X, X[:3], X, None, "relu", [], 0.0, False, [1.0, 1.0]),
-                "dpenalty",
-            ),
-            "dpenalty empty": ((X, X[:0], X, None, "relu", [], 0.0, False, [1.0, 1.0]), "dpenalty"),
-            "one dpenalty for two sums": (
-                (X, X[0], X, None, "relu", [], 0.0, False, None),
-                "dpenalty",
-            ),
-            "no state": ((X, None, X, None, "relu", [], 0.5, False, None), "rng_state"),
-            "state too short": ((X, None, X, STATE[:1], "relu", [], 0.5, False, None), "[1]"),
-            "no such activation": ((X, None, X, None, "rellu", [], 0.0, False, None), "rellu"),
-            "one coefficient": ((X, None, X, None, "relu", [], 0.0, False, [1.0]), "coefficients"),
-            "state of another device": (
-                (X, None, X, STATE.to("meta"), "relu", [], 0.5, False, None),
-                "meta",
-            ),
-        }.items()
-    },
-}
 
 
-@pytest.mark.parametrize("misuse", MISUSES)
-def test_the_operators_refuse(misuse: str) -> None:
+def misuses(x: Tensor, state: Tensor) -> dict[str, tuple[Callable[[], Any], str]]:
+    return {
+        "no state": (lambda: OPS.forward(x, None, "relu", [], 0.5, False, None), "rng_state"),
+        "state too long": (
+            lambda: OPS.forward(x, state.repeat(2), "relu", [], 0.5, False, None),
+            "[4]",
+        ),
+        "state 0-d": (lambda: OPS.forward(x, state[0], "relu", [], 0.5, False, None), "rng_state"),
+        "state of float": (lambda: OPS.forward(x, x[:2], "relu", [], 0.5, False, None), "Float"),
+        "state strided": (
+            lambda: OPS.forward(x, state.repeat(2)[::2], "relu", [], 0.5, False, None),
+            "contiguous",
+        ),
+        "no such activation": (
+            lambda: OPS.forward(x, None, "rellu", [], 0.0, False, None),
+            "rellu",
+        ),
+        "empty activation": (
+            lambda: OPS.forward(x, None, "", [], 0.0, False, None),
+            "no activation",
+        ),
+        "parameter missing": (
+            lambda: OPS.forward(x, None, "elu", [], 0.0, False, None),
+            "0 parameters",
+        ),
+        "parameter too many": (
+            lambda: OPS.forward(x, None, "relu", [1.0], 0.0, False, None),
+            "1 parameters",
+        ),
+        "p": (lambda: OPS.forward(x, state, "relu", [], 1.5, False, None), "1.5"),
+        "p of NaN": (lambda: OPS.forward(x, state, "relu", [], NAN, False, None), "nan"),
+        "one coefficient": (
+            lambda: OPS.forward(x, None, "relu", [], 0.0, False, [1.0]),
+            "coefficients",
+        ),
+        "no coefficients": (
+            lambda: OPS.forward(x, None, "relu", [], 0.0, False, []),
+            "coefficients",
+        ),
+        "integers": (lambda: OPS.forward(x.int(), None, "relu", [], 0.0, False, None), "Int"),
+        "random p": (lambda: OPS.forward_random(x, "relu", [], -1.0, False, None), "-1"),
+        "random activation": (
+            lambda: OPS.forward_random(x, "rellu", [], 0.5, False, None),
+            "rellu",
+        ),
+        "random integers": (
+            lambda: OPS.forward_random(x.int(), "relu", [], 0.5, False, None),
+            "Int",
+        ),
+        **{
+            f"{op} {what}": (lambda op=op, given=given: getattr(OPS, op)(*given), word)
+            for op in ("backward", "curvature")
+            for what, (given, word) in {
+                "dy too short": ((x[:2], None, x, None, "relu", [], 0.0, False, None), "dy"),
+                "dy of another shape": (
+                    (x[None], None, x, None, "relu", [], 0.0, False, None),
+                    "dy",
+                ),
+                "dpenalty too long": (
+                    (x, x[:3], x, None, "relu", [], 0.0, False, [1.0, 1.0]),
+                    "dpenalty",
+                ),
+                "dpenalty empty": (
+                    (x, x[:0], x, None, "relu", [], 0.0, False, [1.0, 1.0]),
+                    "dpenalty",
+                ),
+                "one dpenalty for two sums": (
+                    (x, x[0], x, None, "relu", [], 0.0, False, None),
+                    "dpenalty",
+                ),
+                "no state": ((x, None, x, None, "relu", [], 0.5, False, None), "rng_state"),
+                "state too short": ((x, None, x, state[:1], "relu", [], 0.5, False, None), "[1]"),
+                "no such activation": ((x, None, x, None, "rellu", [], 0.0, False, None), "rellu"),
+                "one coefficient": (
+                    (x, None, x, None, "relu", [], 0.0, False, [1.0]),
+                    "coefficients",
+                ),
+                "state of another device": (
+                    (x, None, x, state.to("meta"), "relu", [], 0.5, False, None),
+                    "meta",
+                ),
+            }.items()
+        },
+    }
+
+
+@pytest.mark.parametrize("misuse", misuses(X, STATE))
+def test_the_operators_refuse(device: str, misuse: str) -> None:
     """An exception, not a crash, and nothing is drawn."""
-    call, named = MISUSES[misuse]
-    before = torch.get_rng_state()
+    call, named = misuses(X.to(device), STATE.to(device))[misuse]
+    before = generator_state(device)
     with pytest.raises((RuntimeError, ValueError, TypeError), match=named.replace("[", r"\[")):
         call()
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(generator_state(device), before)
 
 
-def test_the_interpreter_survives_strange_but_legal_calls() -> None:
+def test_the_interpreter_survives_strange_but_legal_calls(device: str) -> None:
     """In a process of its own: what would crash there would end all tests here."""
     program = """
-import torch
+import sys, torch
+torch.set_default_device(sys.argv[1])
 ops, x = torch.ops.actreg, torch.ones(5)
 state = torch.tensor([1, 2])
 for p in (0.0, 0.5, 1.0):
@@ -259,9 +299,10 @@ for p in (0.0, 0.5, 1.0):
     ops.backward(x.double(), torch.ones(()).half(), x, state, "relu", [], p, False, [1.0, 1.0])
     ops.forward(x[:0], state, "softplus", [0.0, float("nan")], p, True, [float("inf"), -1.0])
     ops.forward(x.requires_grad_(), state, "relu", [], p, False, None)[1].sum().backward()
+x.grad.tolist()  # waits for a GPU
 print("alive")
 """
     root = Path(__file__).parents[1]
-    command = [sys.executable, "-c", "import actreg_ext\n" + program]
+    command = [sys.executable, "-c", "import actreg_ext\n" + program, device]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.stdout == "alive\n", done.stderr

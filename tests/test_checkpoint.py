@@ -16,7 +16,7 @@ from actreg_ext.functional import act_reg
 from actreg_ext.nn import ActReg
 
 BACKENDS = ["aot_eager", "inductor"]
-pytestmark = pytest.mark.usefixtures("nothing_compiled_yet")
+pytestmark = pytest.mark.usefixtures("nothing_compiled_yet", "default_device")
 
 
 def network(**options: Any) -> nn.Sequential:
@@ -165,6 +165,7 @@ def test_compiled_function(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("collects_inside", [False, True])
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # of Linear, on a GPU
 @torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True)
 def test_compiled_module(backend: str, collects_inside: bool) -> None:
     """ActReg in a checkpoint in a compiled graph, with the setting that its documentation names."""

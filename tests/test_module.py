@@ -20,6 +20,8 @@ from actreg_ext import collect_penalty, functional, reference
 from actreg_ext.functional import act_reg
 from actreg_ext.nn import ActReg
 
+pytestmark = pytest.mark.usefixtures("default_device")
+
 L1 = {"l1": 1.0, "reduction": "sum"}
 
 
@@ -27,9 +29,10 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 8), ActReg("gelu", l1=0.5, l2=0.25, p=0.5), nn.Linear(8, 2))
 
 
-def test_forward_is_act_reg(device: str) -> None:
+def test_forward_is_act_reg() -> None:
     layer = ActReg("elu", l1=0.5, p=0.5, penalty_on="output", reduction="batch", alpha=0.7)
-    x = torch.randn(6, 5, device=device)
+    x = torch.randn(6, 5)
+    nothing = torch.zeros((), device="cpu")
     for training in (True, False):
         layer.train(training)
         torch.manual_seed(1)
@@ -38,9 +41,7 @@ def test_forward_is_act_reg(device: str) -> None:
         options = dict(l1=0.5, p=0.5, penalty_on="output", reduction="batch", alpha=0.7)
         expected = act_reg(x, "elu", **options, training=training)
         assert torch.equal(output, expected.output)
-        assert torch.equal(
-            collect_penalty(layer), expected.penalty if training else torch.zeros(())
-        )
+        assert torch.equal(collect_penalty(layer), expected.penalty if training else nothing)
 
 
 def test_stands_for_an_activation() -> None:
@@ -269,15 +270,18 @@ def test_dtypes_may_mix() -> None:
     assert collect_penalty(layer) == 6
 
 
-def test_a_device_without_kernels_gets_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_without_kernels_gets_the_reference(
+    default_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With one warning for each kind of device, and the same results."""
     x = torch.randn(100, requires_grad=True)
+    torch.set_default_device(None)  # a mode, which would stand between act_reg and its caller
     expected = reference.act_reg(x, "elu", l1=0.5, p=0.5, seed=3, alpha=0.7)
     monkeypatch.setattr(functional, "_DEVICES", frozenset({"meta"}))
     monkeypatch.setattr(functional, "_warned", set())
     # CPU tensors take the short way; this one does not say what it is.
     monkeypatch.setattr(Tensor, "is_cpu", False)
-    with pytest.warns(UserWarning, match="no kernel for cpu") as caught:
+    with pytest.warns(UserWarning, match=f"no kernel for {default_device}") as caught:
         results = [act_reg(x, "elu", l1=0.5, p=0.5, seed=3, alpha=0.7) for _ in range(3)]
     assert len(caught) == 1 and re.search("actreg_ext doctor", str(caught[0].message))
     assert caught[0].filename == __file__
