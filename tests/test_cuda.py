@@ -5,8 +5,12 @@ The table of the other files runs on "cuda" too, through their `device`; here is
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +19,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from actreg_ext import ops, reference
+from actreg_ext import doctor, ops, reference
 from actreg_ext.functional import act_reg
 from actreg_ext.nn import ActReg
 from tests import table
@@ -268,6 +272,88 @@ def test_graphs_beside_each_other() -> None:
     assert [{p.item() for p in seen} for seen in penalties] == [{value} for value in expected]
 
 
+def test_graphs_that_come_and_go() -> None:
+    """What a graph leaves behind may serve the next one, while others are replayed."""
+    xs, expected = some_inputs()
+    kept = []
+    for turn in range(24):
+        x, right = xs[turn % len(xs)], expected[turn % len(xs)]
+        kept.append((*capture(lambda x=x: act_reg(x, **PENALTIES, p=0.5).penalty), right))
+        if turn % 3:
+            del kept[turn % len(kept)]
+        for graph, *_ in kept:
+            graph.replay()
+        assert all(torch.equal(penalty, right) for _, penalty, right in kept)
+
+
+def test_capture_without_warm_up() -> None:
+    x = torch.empty(2**20, device="cuda").uniform_(1, 2)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output, penalty = act_reg(x, "identity", **PENALTIES, p=0.5)
+    masks = []
+    for _ in range(3):
+        state = next_state()
+        graph.replay()
+        expected = act_reg(x, "identity", **PENALTIES, p=0.5, seed=state)
+        assert torch.equal(output, expected.output) and torch.equal(penalty, expected.penalty)
+        masks.append(output != 0)
+    assert len(torch.stack(masks).unique(dim=0)) == 3
+
+
+def test_graph_of_a_second_derivative(dtype: torch.dtype) -> None:
+    x = torch.randn(5000, device="cuda").to(dtype).requires_grad_()
+    dy, v = torch.randn(2, 5000, device="cuda").to(dtype)
+    seed = torch.tensor([3, 4], device="cuda")
+
+    def step() -> Tensor:
+        result = act_reg(x, "gelu", **PENALTIES, p=0.5, penalty_on="output", seed=seed)
+        gradients = (dy, torch.ones_like(result.penalty))
+        (dx,) = torch.autograd.grad(list(result), x, gradients, create_graph=True)
+        return torch.autograd.grad(dx, x, v)[0]
+
+    graph, second = capture(step)
+    for _ in range(3):
+        with torch.no_grad():
+            x.normal_()
+        graph.replay()
+        assert second.any() and torch.equal(second, step())
+
+
+def kinds_of_nodes(graph: torch.cuda.CUDAGraph) -> list[int]:
+    """What a graph consists of, asked of the driver: 0 is a kernel, 1 a copy, 2 a fill."""
+    driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_size_t()
+    handle = ctypes.c_void_p(graph.raw_cuda_graph())
+    assert driver.cuGraphGetNodes(handle, None, ctypes.byref(count)) == 0
+    nodes = (ctypes.c_void_p * count.value)()
+    assert driver.cuGraphGetNodes(handle, nodes, ctypes.byref(count)) == 0
+    kinds = []
+    for node in nodes:
+        kind = ctypes.c_int()
+        assert driver.cuGraphNodeGetType(ctypes.c_void_p(node), ctypes.byref(kind)) == 0
+        kinds.append(kind.value)
+    return kinds
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_a_graph_has_one_node_for_each_launch(dtype: torch.dtype, p: float) -> None:
+    """Nothing is filled or copied at a replay."""
+    x = torch.randn(10000, device="cuda").to(dtype).requires_grad_()
+    warm = act_reg(x, "gelu", **PENALTIES, p=p)
+    gradients = [torch.ones_like(t) for t in warm]
+    torch.autograd.grad(list(warm), x, gradients)
+    forward, both = (torch.cuda.CUDAGraph(keep_graph=True) for _ in range(2))
+    with torch.cuda.graph(forward):
+        first = act_reg(x, "gelu", **PENALTIES, p=p)
+    with torch.cuda.graph(both):
+        second = act_reg(x, "gelu", **PENALTIES, p=p)
+        torch.autograd.grad(list(second), x, gradients)
+    assert (kinds_of_nodes(forward), kinds_of_nodes(both)) == ([0], [0, 0])
+    for graph, result in ((forward, first), (both, second)):
+        graph.replay()
+        assert torch.equal(result.penalty, warm.penalty)
+
+
 def test_make_graphed_callables() -> None:
     example = torch.ones(5000, device="cuda", requires_grad=True)
     layer = torch.cuda.make_graphed_callables(ActReg("identity", p=0.5), (example,))
@@ -320,6 +406,21 @@ def test_many_threads(shares_stream: bool) -> None:
         for run in runs:
             for found, right in zip(run, expected, strict=True):
                 assert (found == right).all()
+
+
+def test_streams_of_others() -> None:
+    """Once a stream is destroyed, its handle may be that of the next one."""
+    driver, x = ctypes.CDLL("libcuda.so.1"), torch.randn(2**20, device="cuda")
+    expected = act_reg(x, **PENALTIES, p=0.5).penalty
+    torch.cuda.synchronize()
+    for _ in range(5):
+        handle = ctypes.c_void_p()
+        assert driver.cuStreamCreate(ctypes.byref(handle), 1) == 0  # that waits for no other
+        with torch.cuda.stream(torch.cuda.ExternalStream(handle.value)):
+            penalties = [act_reg(x, **PENALTIES, p=0.5).penalty for _ in range(3)]
+        torch.cuda.synchronize()
+        assert all(torch.equal(penalty, expected) for penalty in penalties)
+        assert driver.cuStreamDestroy_v2(handle) == 0
 
 
 # Devices.
@@ -455,6 +556,40 @@ def test_out_of_memory() -> None:
     assert torch.equal(output, act_reg(x, "identity", p=0.5, seed=state).output)
 
 
+def test_in_a_memory_pool() -> None:
+    """What a call inside leaves behind for later calls is none of the pool's memory."""
+    x = torch.randn(2**20, device="cuda")
+    pool = torch.cuda.MemPool()
+    with torch.cuda.use_mem_pool(pool):
+        penalty = act_reg(x, **PENALTIES, p=0.5).penalty.item()
+    del pool
+    torch.cuda.empty_cache()
+    torch.full((2**24,), torch.nan, device="cuda")  # in the place of what the pool had
+    assert act_reg(x, **PENALTIES, p=0.5).penalty.item() == penalty
+
+
+def test_while_the_cache_holds_all_memory() -> None:
+    """A stream's first call needs some that is not the cache's, which gives some back."""
+    x, stream = torch.randn(5000, device="cuda"), torch.cuda.Stream()
+    expected = act_reg(x, **PENALTIES, p=0.5).penalty
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        kept = torch.empty(1, device="cuda")  # and beside it the cache has room for the results
+    size, _ = torch.cuda.mem_get_info()
+    hoard = []
+    while size >= 2**20:
+        try:
+            hoard.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+        except torch.OutOfMemoryError:
+            size //= 2
+    del hoard
+    with torch.cuda.stream(stream):
+        penalty = act_reg(x, **PENALTIES, p=0.5).penalty
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    assert kept.is_cuda and torch.equal(penalty, expected)
+
+
 def on_the_device(call: Callable[[], object]) -> list[str]:
     """The names of what a call has the GPU do: kernels, copies, fills."""
     torch.cuda.synchronize()
@@ -585,3 +720,29 @@ def test_autocast(half: torch.dtype, compiles: bool) -> None:
     assert_close((output, penalty), tuple(expected))
     (gradient,) = torch.autograd.grad(output.float().sum() + penalty, linear.weight)
     assert gradient.dtype == torch.float32 and gradient.isfinite().all()
+
+
+# What a process does first.
+
+
+def test_the_doctor_names_the_gpu() -> None:
+    (found,) = [finding for finding in doctor.examine() if finding.name == "GPU"]
+    assert torch.cuda.get_device_name(0) in found.value and not found.advice
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "test_capture_without_warm_up",
+        "test_in_a_memory_pool",
+        "test_while_the_cache_holds_all_memory",
+        "test_masks_of_compiled_steps[reduce-overhead]",
+    ],
+)
+def test_first_calls(test: str) -> None:
+    """Nothing is loaded or allocated before: the test has a process of its own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command.append(f"{__file__}::{test}")
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout[-5000:] + done.stderr
