@@ -15,12 +15,13 @@ if not hasattr(torch.ops.actreg_emulation, "configure"):
     pytest.skip("runs on the emulated device (make emulate)", allow_module_level=True)
 
 # Around what a thread, a warp and a block take at a time; and more parts than there may be.
-LENGTHS = [1, 2047, 2048, 2049, 4095, 4096, 4097, 5 * 4096 + 3]
+LENGTHS = [1, 255, 256, 257, 2047, 2048, 2049, 8191, 8192, 8193, 3 * 8192 + 259]
+emulation = torch.ops.actreg_emulation
 
 
-def configure(multiprocessors: int = 2, order: int = 2, captures: bool = False) -> list[int]:
-    """Change how the device runs; the launches and the memsets so far."""
-    return torch.ops.actreg_emulation.configure(multiprocessors, order, captures)
+def configure(multiprocessors: int = 2, order: int = 2) -> list[int]:
+    """Change how the device runs; the launches, the memsets and the allocations so far."""
+    return emulation.configure(multiprocessors, order)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,7 @@ def test_one_launch_each_way() -> None:
     act_reg(x, "relu")  # the stream's workspace is zeroed once
     before = configure()
     result = act_reg(x, "relu", l1=1.0, p=0.5)
-    assert configure() == [before[0] + 1, before[1]]
+    assert configure() == [before[0] + 1, *before[1:]]
     for outputs, gradients in (
         ([result.output], [torch.ones_like(x)]),
         ([result.output], [torch.ones(()).expand_as(x)]),  # as of y.sum()
@@ -69,7 +70,7 @@ def test_one_launch_each_way() -> None:
     ):
         before = configure()
         torch.autograd.grad(outputs, x, gradients, retain_graph=True)
-        assert configure() == [before[0] + 1, before[1]]
+        assert configure() == [before[0] + 1, *before[1:]]
 
 
 def test_one_gradient_for_all(dtype: torch.dtype) -> None:
@@ -83,17 +84,41 @@ def test_one_gradient_for_all(dtype: torch.dtype) -> None:
     assert torch.equal(ours, theirs)
 
 
-def test_a_captured_launch_has_a_workspace_and_a_state_of_its_own() -> None:
+def forward_random(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.ops.actreg.forward_random(x, "relu", [], 0.5, True, [1.0, 0.0])
+
+
+def test_a_captured_launch_reads_its_state_from_memory() -> None:
     x = torch.randn(9000)
-    options = dict(l1=1.0, p=0.5, reduction="sum")
-    act_reg(x, "relu", **options)
-    before = configure(captures=True)
-    for _ in range(2):
-        y, penalty, state = torch.ops.actreg.forward_random(x, "relu", [], 0.5, True, [1.0, 0.0])
-    assert configure() == [before[0] + 2, before[1] + 2]
-    again = act_reg(x, "relu", **options, seed=state, penalty_on="output")
+    emulation.begin_capture()
+    y, penalty, state = forward_random(x)
+    emulation.end_capture()
+    emulation.destroy_graphs()
+    options = dict(l1=1.0, p=0.5, reduction="sum", seed=state, penalty_on="output")
+    again = act_reg(x, "relu", **options)
     assert torch.equal(again.output, y) and torch.equal(again.penalty, penalty)
     assert state[1] == 0 and torch.equal(y != 0, dropout_mask(9000, 0.5, state) & (x > 0))
+
+
+def test_a_capture_has_a_workspace_of_its_own_until_its_graph_is_gone() -> None:
+    x = torch.randn(9000)
+    act_reg(x, "relu")
+    emulation.destroy_graphs()
+    made = []
+    for _ in range(3):  # the first may find a spare one, the second not, the third does
+        before = configure()
+        emulation.begin_capture()
+        for _ in range(2):
+            forward_random(x)
+        emulation.end_capture()
+        after = configure()
+        assert after[0] == before[0] + 2
+        assert after[1] - before[1] == after[2] - before[2]  # zeroed once
+        made.append(after[2] - before[2])
+        if len(made) == 2:
+            emulation.destroy_graphs()
+    assert made[0] <= 1 and made[1:] == [1, 0]
+    emulation.destroy_graphs()
 
 
 def test_sizes_after_one_another() -> None:

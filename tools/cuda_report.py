@@ -30,7 +30,7 @@ NVCC = os.environ.get("NVCC", "nvcc")
 DTYPES = {"float": ("float32", 4), "double": ("float64", 8), "Half": ("float16", 2)}
 DTYPES["BFloat16"] = ("bfloat16", 2)
 # csrc/cuda/tile.cuh: elements of a thread's share of a tile, by their size.
-SHARE = {2: 16, 4: 16, 8: 8}
+SHARE = {2: 32, 4: 32, 8: 8}
 # Issue slots of all lanes for each byte that memory moves: 132 multiprocessors of 4 schedulers of
 # 32 lanes at 1.98 GHz, 4.8 TB/s (NVIDIA's datasheet of the H200 SXM).
 SLOTS_A_BYTE = 132 * 4 * 32 * 1.98e9 / 4.8e12

@@ -11,9 +11,10 @@ and shorter ones for results of 11 bits, where exp2 and 1/x are instructions:
 
     expm1    x + x^2 P(x),                  -1/2 <= x <= 0
     log1p    u L(u),                        0 <= u <= 1
-    tail     as above
+    tail     exp(-z^2/2) t T(t),            t = 1 / (1 + p z), 0 <= z <= 14.5
 
-Each fit minimises the greatest relative error by Lawson's reweighted least squares, and the tail by
+(the last with up to 8 times the error where z Q(z) is no normal number of float16 any more). Each
+fit minimises the greatest relative error by Lawson's reweighted least squares, and the tail by
 the same on N - D tail = 0, reweighted by the last D. Coefficients are rounded to the format one by
 one, lowest degree first, the others being fitted again after each. They are printed highest degree
 first, as Horner's rule uses them; the error beside a table is that of the rounded coefficients in
@@ -29,7 +30,8 @@ mp.dps = 110
 BITS = {"float": 24, "double": 53}
 LIMIT = {"float": mpf("14.5"), "double": mpf(39)}
 DEGREES = {"float": (5, 4, 4), "double": (10, 9, 9)}  # of P, L and N; D has one more than N
-SHORT = (2, 4, 2)
+SHORT = (2, 4, 3)  # of P, L and T
+SHORT_P = 0.29  # the best multiple of 0.01
 KEPT = {"float": 16, "double": 42}  # bits of ln2's high part: k times it is exact
 HALF = mpf(1) / 2
 HEAD = """\
@@ -127,11 +129,16 @@ def show(name, kind, coefficients, error=None):
     print("  };")
 
 
+def tail_over_gaussian(limit):
+    """The normal tail over exp(-z^2/2), at some z from 0 to the limit."""
+    end = (limit - 4) / (limit + 4)
+    zs = np.array([4 * (1 + x) / (1 - x) for x in grid(mpf(-1), end)])
+    return zs, np.array([mp.erfc(z / mp.sqrt(2)) * mp.exp(z * z / 2) / 2 for z in zs])
+
+
 def show_tail(kind, degree):
     """Fit and print the normal tail."""
-    end = (LIMIT[kind] - 4) / (LIMIT[kind] + 4)
-    zs = np.array([4 * (1 + x) / (1 - x) for x in grid(mpf(-1), end)])
-    values = np.array([mp.erfc(z / mp.sqrt(2)) * mp.exp(z * z / 2) / 2 for z in zs])
+    zs, values = tail_over_gaussian(LIMIT[kind])
     bottom = denominator(zs, values, degree + 1, kind)
     values = values * (np.array(bottom) @ powers(zs, degree + 1))
     columns = powers(zs, degree)
@@ -151,7 +158,14 @@ def show_short():
     slopes = np.array([mp.log1p(u) / u for u in us])
     columns = powers(us, log_degree)
     show("kLog1p", "float", *fit(columns, slopes, 1 / slopes, "float", [mpf(1)]))
-    show_tail("float", tail_degree)
+    zs, values = tail_over_gaussian(LIMIT["float"])
+    p = rounded(mpf(SHORT_P), "float")
+    ts = 1 / (1 + p * zs)
+    sizes = [z * value * mp.exp(-z * z / 2) if z > 1 else 1 for z, value in zip(zs, values)]
+    slack = np.array([min(mpf(8), max(mpf(1), mpf(2) ** -14 / size)) for size in sizes])
+    columns = powers(ts, tail_degree + 1, 1)
+    print(f"  static constexpr float kTailScale = {literal(p, 'float')};")
+    show("kTail", "float", *fit(columns, values, 1 / values / slack, "float"))
     print("};")
 
 

@@ -91,8 +91,9 @@ def _successors(body: Body) -> list[list[int]]:
         match instruction.name.split(".")[0]:
             case "BRA":
                 result.append([target(instruction)] + (following if conditional else []))
-            case "BSYNC":
-                result.append(sorted(meeting.get(instruction.operands, {i + 1})))
+            case "BSYNC":  # most stand right before the place; a register serves several
+                places = meeting.get(instruction.operands, {i + 1})
+                result.append([i + 1] if i + 1 in places else sorted(places))
             case "EXIT" | "RET" | "BRX":
                 result.append(following if conditional else [])
             case _:
@@ -104,10 +105,17 @@ def main_loop(body: Body, loads: int) -> Body:
     """Return the cheapest cycle with so many 128-bit loads and a 128-bit store, or nothing."""
     successors = _successors(body)
     wide = [(found := re.match(r"(LDG|STG)\S*\.128", i.name)) and found[1] for i in body]
-    if "STG" not in wide:
-        return []
-    start = (wide.index("STG"), 0)  # and the number of loads on the way
-    end = (start[0], loads)
+    stores = [i for i, kind in enumerate(wide) if kind == "STG"]
+    cycles = (_shortest_cycle(successors, wide, store, loads) for store in stores)
+    path = min((cycle for cycle in cycles if cycle), key=len, default=[])
+    return [body[i] for i in path]
+
+
+def _shortest_cycle(
+    successors: list[list[int]], wide: list[str | None], store: int, loads: int
+) -> list[int]:
+    """Return the shortest way from a store back to it with so many wide loads on it."""
+    start, end = (store, 0), (store, loads)  # and the number of loads on the way
     previous: dict[tuple[int, int], tuple[int, int]] = {}
     cost, queue = {start: 0}, [(0, start)]
     while queue:
@@ -115,7 +123,7 @@ def main_loop(body: Body, loads: int) -> Body:
         if state == end:
             path = []
             while state in previous:
-                path.append(body[state[0]])
+                path.append(state[0])
                 state = previous[state]
             return sorted(path)
         for i in successors[state[0]]:

@@ -93,18 +93,13 @@ struct Coefficients<Short<float>> {
       // degree 4, error 1120.611 ulp
       0x1.611958p-5f, -0x1.4a7588p-3f, 0x1.3ca48cp-2f, -0x1.fdb876p-2f, 0x1p+0f,
   };
-  static constexpr float kTailTop[] = {
-      // degree 2, error 455.189 ulp
-      0x1.fb8d4ap-5f,
-      0x1.1c0486p-2f,
-      0x1p-1f,
-  };
-  static constexpr float kTailBottom[] = {
-      // degree 3
-      0x1.3db354p-3f,
-      0x1.669618p-1f,
-      0x1.5a67c8p+0f,
-      0x1p+0f,
+  static constexpr float kTailScale = 0x1.28f5c2p-2f;
+  static constexpr float kTail[] = {
+      // degree 3, error 2063.537 ulp
+      0x1.04e23ep-2f,
+      -0x1.51c38p-6f,
+      0x1.3b8944p-3f,
+      0x1.c9b924p-4f,
   };
 };
 

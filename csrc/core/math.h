@@ -24,14 +24,14 @@ struct Range<float> {
   static constexpr double kNegligible = -30;  // 2^k beside 1
   static constexpr double kLogNormal = -87;   // exp(x) is a normal number down to here
   static constexpr double kTinyPower = -80, kTiny = 0x1p-80;
-  static constexpr double kTailIsZero = 14.5;  // so does the normal distribution's tail beyond
+  static constexpr double kTailIsZero = 14.4;  // so does the normal distribution's tail beyond
 };
 template <>
 struct Range<double> {
   static constexpr double kRound = 0x1.8p52, kExpIsZero = -746, kNegligible = -60,
                           kLogNormal = -708;
   static constexpr double kTinyPower = -600, kTiny = 0x1p-600;
-  static constexpr double kTailIsZero = 39;
+  static constexpr double kTailIsZero = 38.6;
 };
 template <class S>
 struct Range<Short<S>> : Range<S> {};
@@ -82,10 +82,13 @@ ACTREG_HD T times_power_of_two(T a, T shifted_k) {
 
 // exp(x) for x <= 0 (coarse: for x <= 80), down to the last denormal. <= 1 ulp.
 template <class T>
-ACTREG_HD T exp_of_negative(T x) {
-  using R = Range<Scalar<T>>;
-  const ReducedExp<T> e = reduced_exp(at_least(x, T(R::kExpIsZero)));
+ACTREG_HD T exp_of_bounded(T x) {  // from kExpIsZero on
+  const ReducedExp<T> e = reduced_exp(x);
   return times_power_of_two(T(1) + e.m, e.shifted_k);
+}
+template <class T>
+ACTREG_HD T exp_of_negative(T x) {
+  return exp_of_bounded(at_least(x, T(Range<Scalar<T>>::kExpIsZero)));
 }
 template <class T>
 ACTREG_HD Coarse<T> exp_of_negative(Coarse<T> x) {
@@ -166,10 +169,10 @@ ACTREG_HD Jet<Coarse<T>> tanh(Coarse<T> x) {
   return {select(square < N(0x1p-6), near_zero, copysign((N(1) - e) * r, x)), N(4) * e * (r * r)};
 }
 
-// exp(-z^2 / 2)
+// exp(-z^2 / 2), for z up to kTailIsZero (coarse: for any)
 template <class T>
 ACTREG_HD T gaussian(T z) {
-  return exp_of_negative(T(-0.5) * (z * z));
+  return exp_of_bounded(T(-0.5) * (z * z));
 }
 template <class T>
 ACTREG_HD Coarse<T> gaussian(Coarse<T> z) {
@@ -185,6 +188,15 @@ ACTREG_HD Jet<T> normal_cdf(T x) {
   const T e = gaussian(z);
   const T tail = e * ratio(polynomial<C::kTailTop>(z), polynomial<C::kTailBottom>(z));
   return {select(x < T(0), tail, T(1) - tail), e * T(0.39894228040143267793994605993438)};
+}
+
+template <class T>
+ACTREG_HD Jet<Coarse<T>> normal_cdf(Coarse<T> x) {
+  using N = Coarse<T>;
+  using C = Coefficients<Scalar<N>>;
+  const N t = reciprocal(N(1) + N(C::kTailScale) * abs(x)), e = gaussian(x);
+  const N tail = e * (t * polynomial<C::kTail>(t));
+  return {select(x < N(0), tail, N(1) - tail), e * N(0.39894228040143267793994605993438)};
 }
 
 // Derivatives of the above, for dual numbers: from calculus, not from the polynomials.

@@ -8,57 +8,83 @@
 namespace actreg {
 namespace cuda {
 
-// dy of the tile: the task's, or the same element everywhere, or zeros for none.
+// What a block needs beside the tile.
 template <class E>
-__device__ void load_gradient(const Tile<E>& tile, const Task& task, bool is_scalar,
-                              Vector<E> (&dy)[Tile<E>::kVectors]) {
-  const E* from = static_cast<const E*>(task.dy);
-  if (from && !is_scalar) return load(tile, from, dy);
-  Vector<E> same;
-  fill(same, from ? *from : E{});
+struct Gradient {
+  using T = typename NumberOf<E>::type;
+  const E* dy;  // null for zeros
+  bool dy_is_scalar;
+  Slopes<T, bool> slopes;
+  bool dropped_count;
+
+  // The thread's vectors `at`, `at` + 1, ... of dy, of the same element everywhere, or of zeros.
+  template <bool kWhole, int kCount>
+  __device__ void load_dy(const Tile<E>& tile, int at, Vector<E> (&to)[kCount]) const {
+    if (dy && !dy_is_scalar) return load<kWhole>(tile, dy, at, to);
+    Vector<E> same;
+    fill(same, dy ? *dy : E{});
 #pragma unroll
-  for (Vector<E>& vector : dy) vector = same;
+    for (Vector<E>& vector : to) vector = same;
+  }
+};
+
+// The thread's vectors `at`, `at` + 1, ... of a tile.
+template <bool kDrops, bool kWhole, class E, class Act>
+__device__ void backward_vectors(const Act& act, const Task& task, const Dropout& dropout,
+                                 const Gradient<E>& gradient, const Tile<E>& tile, int at) {
+  using T = typename NumberOf<E>::type;
+  constexpr int kCount = kVectorsAtOnce<E, kWhole>;
+  const T s(dropout.scale);
+  Vector<E> x[kCount], dy[kCount];
+  load<kWhole>(tile, static_cast<const E*>(task.x), at, x);
+  gradient.template load_dy<kWhole>(tile, at, dy);
+  RandomBits<E> bits[kCount];
+  if constexpr (kDrops) draw(tile, dropout, at, bits);
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) {
+#pragma unroll
+    for (int k = 0; k < Vector<E>::kElements; k += 2) {
+      T dx[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const T in = x[j].get(k + i), dy_i = dy[j].get(k + i);
+        if constexpr (kDrops) {
+          const bool keep = bits[j].is_below(dropout.threshold, k + i);
+          dx[i] = backward(act, in, dy_i, keep, gradient.dropped_count, s, gradient.slopes);
+        } else {
+          dx[i] = backward(act, in, dy_i, Always{}, Always{}, s, gradient.slopes);
+        }
+      }
+      x[j].set(k, dx);
+    }
+  }
+  store<kWhole>(tile, static_cast<E*>(task.out), at, x);
 }
 
 template <bool kDrops, class E, class Act>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<E>)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<E, false>)
     backward_kernel(const Act act, const Task task, const int64_t n, const bool is_aligned,
                     const RandomState random, const typename NumberOf<E>::Sum* dpenalty,
                     const bool dy_is_scalar) {
   using T = typename NumberOf<E>::type;
   const Dropout dropout = drawn(task.dropout, random);
-  const T s(dropout.scale);
-  const bool all_count = task.counted == kKeepAll;
-  const PenaltySums<double> slopes = task.penalty.slopes(dpenalty);
-  const Slopes<T, bool> c{T(slopes.l1), T(2 * slopes.l2), slopes.l2 != 0};
+  const PenaltySums<double> c = task.penalty.slopes(dpenalty);
+  const Gradient<E> gradient{static_cast<const E*>(task.dy),
+                             dy_is_scalar,
+                             {T(c.l1), T(2 * c.l2), c.l2 != 0},
+                             task.counted == kKeepAll};
   const int64_t tiles = tiles_of<E>(n);
 #pragma unroll 1
   for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {
     const Tile<E> tile(index, n, is_aligned);
-    Vector<E> x[Tile<E>::kVectors], dy[Tile<E>::kVectors];
-    load(tile, static_cast<const E*>(task.x), x);
-    load_gradient(tile, task, dy_is_scalar, dy);
-    RandomBits<E> bits[Tile<E>::kVectors];
-    if constexpr (kDrops) draw(tile, dropout, bits);
-#pragma unroll
-    for (int j = 0; j < Tile<E>::kVectors; ++j) {
-#pragma unroll
-      for (int k = 0; k < Vector<E>::kElements; k += 2) {
-        T dx[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const T in = x[j].get(k + i), gradient = dy[j].get(k + i);
-          if constexpr (kDrops) {
-            const bool keep = bits[j].is_below(dropout.threshold, k + i);
-            dx[i] = backward(act, in, gradient, keep, all_count, s, c);
-          } else {
-            dx[i] = backward(act, in, gradient, Always{}, Always{}, s, c);
-          }
-        }
-        x[j].set(k, dx);
+    if (tile.is_whole()) {
+      backward_vectors<kDrops, true>(act, task, dropout, gradient, tile, 0);
+    } else {
+#pragma unroll 1
+      for (int at = 0; at < Tile<E>::kVectors; at += kVectorsAtOnce<E, false>) {
+        backward_vectors<kDrops, false>(act, task, dropout, gradient, tile, at);
       }
     }
-    store(tile, static_cast<E*>(task.out), x);
   }
 }
 

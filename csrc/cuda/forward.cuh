@@ -8,43 +8,57 @@
 namespace actreg {
 namespace cuda {
 
-template <bool kDrops, class E, class Act>
-__device__ PenaltySums<double> forward_tile(const Act& act, const Task& task,
-                                            const Dropout& dropout, const Tile<E>& tile) {
-  using T = typename NumberOf<E>::type;
+// The thread's vectors `at`, `at` + 1, ... of a tile; kAllCount: dropped elements count too.
+template <bool kDrops, bool kWhole, bool kAllCount, class E, class Act, class T>
+__device__ void forward_vectors(const Act& act, const Task& task, const Dropout& dropout,
+                                const Tile<E>& tile, int at, PenaltySums<T>& sums) {
+  constexpr int kCount = kVectorsAtOnce<E, kWhole>;
   const T s(dropout.scale);
-  const bool all_count = task.counted == kKeepAll;
-  Vector<E> x[Tile<E>::kVectors];
-  load(tile, static_cast<const E*>(task.x), x);
-  RandomBits<E> bits[Tile<E>::kVectors];
-  if constexpr (kDrops) draw(tile, dropout, bits);
-  PenaltySums<T> sums{T(0), T(0)};
+  Vector<E> x[kCount];
+  load<kWhole>(tile, static_cast<const E*>(task.x), at, x);
+  RandomBits<E> bits[kCount];
+  if constexpr (kDrops) draw(tile, dropout, at, bits);
 #pragma unroll
-  for (int j = 0; j < Tile<E>::kVectors; ++j) {
-    const int valid = tile.valid(j);
+  for (int j = 0; j < kCount; ++j) {
+    const int valid = kWhole ? Vector<E>::kElements : tile.valid(at + j);
 #pragma unroll
     for (int k = 0; k < Vector<E>::kElements; k += 2) {
       T y[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
+        const T in = x[j].get(k + i);
         const bool is_valid = k + i < valid;
-        if constexpr (kDrops) {
-          const bool keep = bits[j].is_below(dropout.threshold, k + i);
-          const AllOrKept counts{all_count && is_valid, keep && is_valid};
-          y[i] = forward(act, x[j].get(k + i), keep, counts, s, sums);
+        if constexpr (!kDrops) {
+          y[i] = forward(act, in, Always{}, is_valid, s, sums);
         } else {
-          y[i] = forward(act, x[j].get(k + i), Always{}, is_valid, s, sums);
+          const bool keep = bits[j].is_below(dropout.threshold, k + i);
+          y[i] = forward(act, in, keep, is_valid && (kAllCount || keep), s, sums);
         }
       }
       x[j].set(k, y);
     }
   }
-  store(tile, static_cast<E*>(task.out), x);
+  store<kWhole>(tile, static_cast<E*>(task.out), at, x);
+}
+
+template <bool kDrops, bool kAllCount, class E, class Act>
+__device__ PenaltySums<double> forward_tile(const Act& act, const Task& task,
+                                            const Dropout& dropout, const Tile<E>& tile) {
+  using T = typename NumberOf<E>::type;
+  PenaltySums<T> sums{T(0), T(0)};
+  if (tile.is_whole()) {
+    forward_vectors<kDrops, true, kAllCount>(act, task, dropout, tile, 0, sums);
+  } else {
+#pragma unroll 1
+    for (int at = 0; at < Tile<E>::kVectors; at += kVectorsAtOnce<E, false>) {
+      forward_vectors<kDrops, false, kAllCount>(act, task, dropout, tile, at, sums);
+    }
+  }
   return {to_double(sums.l1), to_double(sums.l2)};
 }
 
 template <bool kDrops, class E, class Act>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<E>)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<E, !kDrops>)
     forward_kernel(const Act act, const Task task, const int64_t n, const bool is_aligned,
                    const RandomState random, void* penalty, Workspace* workspace) {
   const Dropout dropout = drawn(task.dropout, random);
@@ -59,7 +73,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<E>)
 #pragma unroll 1
     for (int64_t index = part; index < tiles; index += parts) {
       const Tile<E> tile(index, n, is_aligned);
-      const PenaltySums<double> sums = forward_tile<kDrops>(act, task, dropout, tile);
+      const PenaltySums<double> sums = !kDrops || task.counted == kKeepAll
+                                           ? forward_tile<kDrops, true>(act, task, dropout, tile)
+                                           : forward_tile<kDrops, false>(act, task, dropout, tile);
       mine.l1 += sums.l1;
       mine.l2 += sums.l2;
     }

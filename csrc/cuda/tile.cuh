@@ -16,59 +16,74 @@ struct Tile {
   static constexpr int kWidth = Vector<E>::kElements;
   // One draw serves kElementsPerDraw elements: the vectors of so many neighbouring lanes.
   static constexpr int kSharers = kElementsPerDraw / kWidth;
-  // Two draws for each thread, of double one. Twice as many for 16-bit elements would save 7 % of
-  // the instructions and take 68 to 88 registers instead of 48 to 60 (`make cuda`, sm_90, dropout).
-  static constexpr int kVectors = kSharers < 4 ? 2 * kSharers : 4;
+  // 32 elements for each thread, of double 8: as many as the registers hold. With half of them the
+  // loop's own instructions cost 7 % more, and what a multiprocessor has in flight is the same:
+  // then more blocks fit, of half the loads (`make cuda`, sm_90, dropout).
+  static constexpr int kVectors = sizeof(E) == 8 ? kSharers : 4 * kSharers;
   static constexpr int kElements = kThreads * kVectors * kWidth;
 
   int64_t begin, n;  // the tile's first element; the tensor's size
-  bool is_whole;     // and every pointer a multiple of 16
+  bool is_aligned;   // every pointer is a multiple of 16
 
   __device__ Tile(int64_t index, int64_t n, bool is_aligned)
-      : begin(index * kElements), n(n), is_whole(is_aligned && n - begin >= kElements) {}
+      : begin(index * kElements), n(n), is_aligned(is_aligned) {}
+
+  __device__ bool is_whole() const { return is_aligned && n - begin >= kElements; }
 
   __device__ int64_t first_of(int j) const {
     return begin + (j * kThreads + static_cast<int>(threadIdx.x)) * kWidth;
   }
+  // Where vector j of the warp's first lane begins.
+  __device__ int64_t row_of(int j) const {
+    return first_of(j) - static_cast<int>(threadIdx.x) % kLanes * kWidth;
+  }
+  // Whether the vectors j of a warp are loaded and stored as such.
+  __device__ bool has_row(int j) const { return is_aligned && n - row_of(j) >= kLanes * kWidth; }
   // Of vector j, how many elements are the tensor's.
   __device__ int valid(int j) const {
-    if (is_whole) return kWidth;
     const int64_t left = n - first_of(j);
     return left < 0 ? 0 : left < kWidth ? static_cast<int>(left) : kWidth;
   }
 };
 
-// For __launch_bounds__. Left to itself (0) the compiler spills a few registers of double kernels
-// for sm_80, as it does for both architectures if it is to fit two or more blocks.
-template <class E>
-constexpr int kMinBlocks = sizeof(E) == 8 ? 1 : 0;
+// Note [Whole tiles and others]
+// A whole tile is worked on at once, all its loads before the first store. The end of a tensor, and
+// tensors that are not aligned, go through the same arithmetic in steps of kSharers vectors, which
+// costs time but little code: kWhole is the template argument that tells them apart.
+template <class E, bool kWhole>
+constexpr int kVectorsAtOnce = kWhole ? Tile<E>::kVectors : Tile<E>::kSharers;
 
-// A warp's share of a tile on its way from or to memory element by element, for tensors that are
-// not aligned and for the end of every tensor.
+// For __launch_bounds__: as many blocks as fit without a spill. kIsLight: forward without dropout.
+template <class E, bool kIsLight>
+constexpr int kMinBlocks = sizeof(E) == 8   ? 1
+                           : !kIsLight      ? 2
+                           : sizeof(E) == 4 ? 3
+                                            : 4;
+
+// A warp's vectors on their way from or to memory element by element.
 template <class E>
 __device__ Vector<E> (*staging()) [kLanes] {
   __shared__ Vector<E> buffer[kThreads / kLanes][kLanes];
   return buffer;
 }
 
-template <class E>
-__device__ void load(const Tile<E>& tile, const E* from, Vector<E> (&to)[Tile<E>::kVectors]) {
-  if (tile.is_whole) {
+// The thread's vectors `at`, `at` + 1, ... of the tile; 0 for what is not the tensor's.
+template <bool kWhole, class E, int kCount>
+__device__ void load(const Tile<E>& tile, const E* from, int at, Vector<E> (&to)[kCount]) {
 #pragma unroll
-    for (int j = 0; j < Tile<E>::kVectors; ++j) {
-      to[j] = *reinterpret_cast<const Vector<E>*>(from + tile.first_of(j));
+  for (int j = 0; j < kCount; ++j) {
+    if (kWhole || tile.has_row(at + j)) {
+      to[j] = *reinterpret_cast<const Vector<E>*>(from + tile.first_of(at + j));
+      continue;
     }
-    return;
-  }
-  const int lane = threadIdx.x % kLanes;
-  Vector<E>* row = staging<E>()[threadIdx.x / kLanes];
-  E* element = reinterpret_cast<E*>(row);
+    const int lane = threadIdx.x % kLanes;
+    const int64_t first = tile.row_of(at + j);
+    Vector<E>* row = staging<E>()[threadIdx.x / kLanes];
+    E* element = reinterpret_cast<E*>(row);
 #pragma unroll
-  for (int j = 0; j < Tile<E>::kVectors; ++j) {
-    const int64_t first = tile.first_of(j) - lane * Tile<E>::kWidth;
-#pragma unroll 1
-    for (int k = lane; k < kLanes * Tile<E>::kWidth; k += kLanes) {
-      element[k] = first + k < tile.n ? from[first + k] : E{};
+    for (int k = 0; k < Tile<E>::kWidth; ++k) {
+      const int i = k * kLanes + lane;
+      element[i] = first + i < tile.n ? from[first + i] : E{};
     }
     __syncwarp();
     to[j] = row[lane];
@@ -76,38 +91,27 @@ __device__ void load(const Tile<E>& tile, const E* from, Vector<E> (&to)[Tile<E>
   }
 }
 
-template <class E>
-__device__ void store(const Tile<E>& tile, E* to, const Vector<E> (&from)[Tile<E>::kVectors]) {
-  if (tile.is_whole) {
+template <bool kWhole, class E, int kCount>
+__device__ void store(const Tile<E>& tile, E* to, int at, const Vector<E> (&from)[kCount]) {
 #pragma unroll
-    for (int j = 0; j < Tile<E>::kVectors; ++j) {
-      *reinterpret_cast<Vector<E>*>(to + tile.first_of(j)) = from[j];
+  for (int j = 0; j < kCount; ++j) {
+    if (kWhole || tile.has_row(at + j)) {
+      *reinterpret_cast<Vector<E>*>(to + tile.first_of(at + j)) = from[j];
+      continue;
     }
-    return;
-  }
-  const int lane = threadIdx.x % kLanes;
-  Vector<E>* row = staging<E>()[threadIdx.x / kLanes];
-  const E* element = reinterpret_cast<E*>(row);
-#pragma unroll
-  for (int j = 0; j < Tile<E>::kVectors; ++j) {
-    const int64_t first = tile.first_of(j) - lane * Tile<E>::kWidth;
+    const int lane = threadIdx.x % kLanes;
+    const int64_t first = tile.row_of(at + j);
+    Vector<E>* row = staging<E>()[threadIdx.x / kLanes];
+    const E* element = reinterpret_cast<E*>(row);
     row[lane] = from[j];
     __syncwarp();
-#pragma unroll 1
-    for (int k = lane; k < kLanes * Tile<E>::kWidth; k += kLanes) {
-      if (first + k < tile.n) to[first + k] = element[k];
+#pragma unroll
+    for (int k = 0; k < Tile<E>::kWidth; ++k) {
+      const int i = k * kLanes + lane;
+      if (first + i < tile.n) to[first + i] = element[i];
     }
     __syncwarp();
   }
-}
-
-// Which elements count in the penalty: all, or those that dropout keeps.
-struct AllOrKept {
-  bool all, kept;
-};
-__device__ inline float select(AllOrKept c, float a, float b) { return c.all ? a : c.kept ? a : b; }
-__device__ inline double select(AllOrKept c, double a, double b) {
-  return c.all ? a : c.kept ? a : b;
 }
 
 // The random bits of a vector's elements, two in each word.
@@ -121,16 +125,16 @@ struct RandomBits {
   }
 };
 
-// Those of all the thread's vectors: each lane draws for one of the kSharers vectors that it and
-// its neighbours have side by side, and they exchange the words.
-template <class E>
-__device__ void draw(const Tile<E>& tile, const Dropout& dropout,
-                     RandomBits<E> (&bits)[Tile<E>::kVectors]) {
+// Those of the thread's vectors `at`, `at` + 1, ...: each lane draws for one of the kSharers
+// vectors that it and its neighbours have side by side, and they exchange the words.
+template <class E, int kCount>
+__device__ void draw(const Tile<E>& tile, const Dropout& dropout, int at,
+                     RandomBits<E> (&bits)[kCount]) {
   constexpr int kSharers = Tile<E>::kSharers, kWords = Vector<E>::kElements / 2;
   const int sharer = threadIdx.x % kSharers;
 #pragma unroll
-  for (int j = 0; j < Tile<E>::kVectors; j += kSharers) {
-    const int64_t first = tile.first_of(j + sharer) - sharer * Vector<E>::kElements;
+  for (int j = 0; j < kCount; j += kSharers) {
+    const int64_t first = tile.first_of(at + j + sharer) - sharer * Vector<E>::kElements;
     const uint64_t group = position(first) / kElementsPerDraw;
     uint64_t counter[4] = {group, group >> 32, dropout.offset, dropout.offset >> 32};
     philox4x32_10(counter, dropout.seed);

@@ -4,18 +4,15 @@
 #include <ATen/Functions.h>
 #include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <ATen/cuda/EmptyTensor.h>
-#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include <map>
 #include <mutex>
-#include <utility>
 
 #include "cuda/kernels.h"
+#include "torch/cuda_workspaces.h"
 #include "torch/operators.h"
 
 namespace actreg {
@@ -40,49 +37,6 @@ int max_blocks(c10::DeviceIndex device) {
 
 cuda::Launch launch(const Tensor& x, cudaStream_t stream) {
   return {x.numel(), max_blocks(x.device().index()), stream};
-}
-
-// Note [Workspaces]
-// Launches that may overlap need workspaces of their own. On a stream they do not overlap: each
-// stream keeps one, zeroed once, which every launch leaves zeroed. It is no memory of PyTorch's
-// allocator, which might take it from the pool of a graph that is being prepared. A captured graph
-// may be replayed on any stream, beside whatever runs on the one it was captured on: each launch
-// that is captured has a workspace in the graph's own memory, which the graph zeroes.
-struct WorkspaceOfLaunch {
-  Tensor captured;  // what holds it, in a graph
-  cuda::Workspace* at;
-};
-
-cuda::Workspace* zeroed(void* memory, cudaStream_t stream) {
-  auto* workspace = static_cast<cuda::Workspace*>(memory);
-  C10_CUDA_CHECK(cudaMemsetAsync(&workspace->finished, 0, sizeof workspace->finished, stream));
-  return workspace;
-}
-
-WorkspaceOfLaunch workspace(const Tensor& x, cudaStream_t stream) {
-  if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) {
-    const Tensor memory = empty({sizeof(cuda::Workspace)}, at::kByte, x);
-    return {memory, zeroed(memory.mutable_data_ptr(), stream)};
-  }
-  // The handle of a stream may be another's once it is destroyed, or another for each thread.
-  unsigned long long id = 0;
-  C10_CUDA_CHECK(cudaStreamGetId(stream, &id));
-  using Key = std::pair<c10::DeviceIndex, unsigned long long>;
-  static auto* all = new std::map<Key, cuda::Workspace*>;  // outlive the CUDA runtime
-  static std::mutex mutex;
-  const std::lock_guard<std::mutex> lock(mutex);
-  cuda::Workspace*& kept = (*all)[{x.device().index(), id}];
-  if (!kept) {  // other threads may be capturing
-    const c10::cuda::CUDAStreamCaptureModeGuard guard(cudaStreamCaptureModeRelaxed);
-    void* memory = nullptr;
-    if (cudaMalloc(&memory, sizeof(cuda::Workspace)) != cudaSuccess) {
-      (void)cudaGetLastError();
-      c10::cuda::CUDACachingAllocator::emptyCache();  // it may hold all there is
-      C10_CUDA_CHECK(cudaMalloc(&memory, sizeof(cuda::Workspace)));
-    }
-    kept = zeroed(memory, stream);
-  }
-  return {Tensor(), kept};
 }
 
 // The state of the default generator of x's device, which moves on.
@@ -124,11 +78,11 @@ std::tuple<Tensor, Tensor> run_forward(Problem& problem, const Tensor& input,
   const auto stream = c10::cuda::getCurrentCUDAStream(input.device().index());
   const Tensor x = dense(input);
   Tensor y = with_layout(x), penalty = empty(penalty_shape(attributes), accumulation_type(x), x);
-  const WorkspaceOfLaunch sums = workspace(x, stream);
+  cuda::Workspace* workspace = workspace_of(x.device().index(), stream);
   problem.x = x.const_data_ptr();
   problem.out = y.mutable_data_ptr();
   const cuda::Launch grid = launch(x, stream);
-  C10_CUDA_CHECK(cuda::forward(problem, grid, random(), penalty.mutable_data_ptr(), sums.at));
+  C10_CUDA_CHECK(cuda::forward(problem, grid, random(), penalty.mutable_data_ptr(), workspace));
   return {y, penalty};
 }
 

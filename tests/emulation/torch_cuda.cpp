@@ -9,6 +9,7 @@
 
 #define CUDA CPU
 #include "torch/cuda.cpp"
+#include "torch/cuda_workspaces.cpp"
 #undef CUDA
 
 namespace actreg {
@@ -17,19 +18,33 @@ const cpu::Kernels& cpu_kernels() { return cpu::kDefault; }
 
 namespace {
 
-// For tests/test_emulation.py: changes how the device runs; returns {launches, memsets} so far.
-std::vector<int64_t> configure(int64_t multiprocessors, int64_t order, bool is_capturing) {
+// For tests/test_emulation.py: changes how the device runs; returns {launches, memsets,
+// allocations} so far.
+std::vector<int64_t> configure(int64_t multiprocessors, int64_t order) {
   auto& settings = emulation::settings;
   settings.multiprocessors = static_cast<int>(multiprocessors);
   settings.order = static_cast<unsigned>(order);
-  settings.is_capturing = is_capturing;
-  return {settings.launches, settings.memsets};
+  return {settings.launches, settings.memsets, settings.allocations};
+}
+
+void begin_capture() {
+  static unsigned long long captures = 0;
+  emulation::settings.capture = ++captures;
+}
+void end_capture() { emulation::settings.capture = 0; }
+
+void destroy_graphs() {
+  for (const auto& destroy : emulation::settings.of_graph) destroy();
+  emulation::settings.of_graph.clear();
 }
 
 }  // namespace
 
 TORCH_LIBRARY(actreg_emulation, m) {
-  m.def("configure(int multiprocessors, int order, bool is_capturing) -> int[]", &configure);
+  m.def("configure(int multiprocessors, int order) -> int[]", &configure);
+  m.def("begin_capture() -> ()", &begin_capture);
+  m.def("end_capture() -> ()", &end_capture);
+  m.def("destroy_graphs() -> ()", &destroy_graphs);
 }
 
 }  // namespace actreg

@@ -16,6 +16,7 @@
 #include <functional>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -36,8 +37,9 @@ namespace emulation {
 struct Settings {
   int multiprocessors = 2, threads_per_multiprocessor = 512;
   unsigned order = 2;  // of threads and blocks: 0 ascending, 1 descending, else a seed of shuffles
-  bool is_capturing = false;
-  long launches = 0, memsets = 0;  // counted
+  unsigned long long capture = 0;                   // the id of the one under way, 0 for none
+  long launches = 0, memsets = 0, allocations = 0;  // counted
+  std::vector<std::function<void()>> of_graph;      // called when the captured graph is gone
 };
 extern Settings settings;
 
@@ -134,8 +136,35 @@ inline cudaError_t cudaStreamGetId(cudaStream_t, unsigned long long* id) {
   *id = 1;
   return cudaSuccess;
 }
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t*, unsigned) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+constexpr unsigned cudaStreamNonBlocking = 1;
+
 enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
+using cudaGraph_t = struct EmulatedGraph*;
+inline cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* status,
+                                            unsigned long long* id, cudaGraph_t*) {
+  *id = emulation::settings.capture;
+  *status = *id ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+using cudaUserObject_t = std::function<void()>*;
+constexpr unsigned cudaUserObjectNoDestructorSync = 1, cudaGraphUserObjectMove = 1;
+inline cudaError_t cudaUserObjectCreate(cudaUserObject_t* object, void* data,
+                                        void (*destroy)(void*), unsigned, unsigned) {
+  *object = new std::function<void()>([=] { destroy(data); });
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphRetainUserObject(cudaGraph_t, cudaUserObject_t object, unsigned,
+                                             unsigned) {
+  emulation::settings.of_graph.push_back(*object);
+  delete object;
+  return cudaSuccess;
+}
 inline cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  ++emulation::settings.allocations;
   *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   return cudaSuccess;
 }

@@ -22,13 +22,9 @@ struct CUDAGuard {
 };
 inline cudaStream_t getCurrentCUDAStream(DeviceIndex) { return nullptr; }
 
-enum class CaptureStatus { None, Active };
 struct CUDAStreamCaptureModeGuard {
   explicit CUDAStreamCaptureModeGuard(int) {}
 };
-inline CaptureStatus currentStreamCaptureStatusMayInitCtx() {
-  return emulation::settings.is_capturing ? CaptureStatus::Active : CaptureStatus::None;
-}
 
 namespace CUDACachingAllocator {
 inline void emptyCache() {}
@@ -47,7 +43,7 @@ struct CUDAGeneratorImpl : CPUGeneratorImpl {
     auto* cpu = check_generator<CPUGeneratorImpl>(detail::getDefaultCPUGenerator());
     const std::lock_guard<std::mutex> lock(cpu->mutex_);
     const uint64_t seed = cpu->random64() % ~uint64_t{0} + (uint64_t{1} << 63);
-    if (!emulation::settings.is_capturing) return {seed, 0};
+    if (!emulation::settings.capture) return {seed, 0};
     seed_in_memory = static_cast<int64_t>(seed);
     offset_in_memory = -4;
     return {&seed_in_memory, &offset_in_memory, 4};

@@ -1,0 +1,125 @@
+// The workspaces: whose they are, and until when. Layer: torch.
+//
+// Note [Workspaces]
+// Launches that may overlap need workspaces of their own. On a stream they do not overlap: each
+// stream has one. A graph may be replayed on any stream, beside whatever runs on the one it was
+// captured on: what one capture puts on one stream has one, which CUDA gives back when the last of
+// the graph is gone. A workspace is zeroed once, and every launch leaves it zeroed: nothing but the
+// kernel is launched. It is no memory of PyTorch's allocator, which might take it from the pool of
+// a graph that is being prepared.
+#include "torch/cuda_workspaces.h"
+
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <tuple>
+#include <vector>
+
+namespace actreg {
+namespace {
+
+struct Key {
+  c10::DeviceIndex device;
+  unsigned long long stream, capture;  // by their ids; of no capture: 0
+
+  friend bool operator<(const Key& a, const Key& b) {
+    return std::tie(a.device, a.stream, a.capture) < std::tie(b.device, b.stream, b.capture);
+  }
+};
+
+struct Workspaces {
+  std::mutex making;  // held by who makes one; CUDA's thread, which gives back, waits for the other
+  std::mutex mutex;
+  std::map<Key, cuda::Workspace*> taken;
+  std::map<c10::DeviceIndex, std::vector<cuda::Workspace*>> spare;
+
+  cuda::Workspace* find(const Key& key) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = taken.find(key);
+    return found == taken.end() ? nullptr : found->second;
+  }
+  cuda::Workspace* take_spare(const Key& key) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    auto& workspaces = spare[key.device];
+    if (workspaces.empty()) return nullptr;
+    taken[key] = workspaces.back();
+    workspaces.pop_back();
+    return taken[key];
+  }
+  void add_spare(const Key& key, cuda::Workspace* workspace) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    spare[key.device].push_back(workspace);
+  }
+  void give_back(const Key& key) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = taken.find(key);
+    spare[key.device].push_back(found->second);
+    taken.erase(found);
+  }
+};
+Workspaces& all() {
+  static auto* workspaces = new Workspaces;  // outlive the CUDA runtime
+  return *workspaces;
+}
+
+// Other streams, and this one, may be capturing: neither is touched.
+cuda::Workspace* zeroed_workspace(bool is_capturing) {
+  const c10::cuda::CUDAStreamCaptureModeGuard guard(cudaStreamCaptureModeRelaxed);
+  void* memory = nullptr;
+  if (cudaMalloc(&memory, sizeof(cuda::Workspace)) != cudaSuccess) {
+    (void)cudaGetLastError();
+    if (!is_capturing) c10::cuda::CUDACachingAllocator::emptyCache();  // it may hold all there is
+    C10_CUDA_CHECK(cudaMalloc(&memory, sizeof(cuda::Workspace)));
+  }
+  auto* workspace = static_cast<cuda::Workspace*>(memory);
+  cudaStream_t stream = nullptr;
+  C10_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  C10_CUDA_CHECK(cudaMemsetAsync(&workspace->finished, 0, sizeof workspace->finished, stream));
+  C10_CUDA_CHECK(cudaStreamSynchronize(stream));
+  C10_CUDA_CHECK(cudaStreamDestroy(stream));
+  return workspace;
+}
+
+// Called by CUDA, on a thread that must not call it.
+void give_back(void* key_of_graph) {
+  const std::unique_ptr<Key> key(static_cast<Key*>(key_of_graph));
+  all().give_back(*key);
+}
+
+void give_back_with(cudaGraph_t graph, const Key& key) {
+  cudaUserObject_t owner = nullptr;
+  auto kept = std::make_unique<Key>(key);
+  C10_CUDA_CHECK(
+      cudaUserObjectCreate(&owner, kept.get(), give_back, 1, cudaUserObjectNoDestructorSync));
+  (void)kept.release();
+  C10_CUDA_CHECK(cudaGraphRetainUserObject(graph, owner, 1, cudaGraphUserObjectMove));
+}
+
+}  // namespace
+
+cuda::Workspace* workspace_of(c10::DeviceIndex device, cudaStream_t stream) {
+  // The handle of a stream may be another's once it is destroyed, or another for each thread.
+  Key key{device, 0, 0};
+  C10_CUDA_CHECK(cudaStreamGetId(stream, &key.stream));
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  cudaGraph_t graph = nullptr;
+  C10_CUDA_CHECK(cudaStreamGetCaptureInfo(stream, &status, &key.capture, &graph));
+  const bool is_capturing = status == cudaStreamCaptureStatusActive;
+  if (!is_capturing) key.capture = 0;
+
+  if (cuda::Workspace* found = all().find(key)) return found;
+  const std::lock_guard<std::mutex> lock(all().making);
+  cuda::Workspace* workspace = all().take_spare(key);
+  if (!workspace) {
+    all().add_spare(key, zeroed_workspace(is_capturing));
+    workspace = all().take_spare(key);
+  }
+  if (is_capturing) give_back_with(graph, key);
+  return workspace;
+}
+
+}  // namespace actreg
