@@ -7,8 +7,9 @@ and in double:
     log1p    u - s (u - z L(z)),            s = u / (2 + u), z = s^2, 0 <= u <= 1
     tail     Q(z) = exp(-z^2/2) N(z)/D(z),  0 <= z <= 14.5 (float) or 39 (double)
 
-and shorter ones for results of 11 bits, where exp2 and 1/x are instructions:
+and shorter ones for results of 11 bits, from exp2 and 1/x, which are instructions of a GPU:
 
+    exp2     E(r),                          -1/2 <= r <= 1/2
     expm1    x + x^2 P(x),                  -1/2 <= x <= 0
     log1p    u L(u),                        0 <= u <= 1
     tail     exp(-z^2/2) t T(t),            t = 1 / (1 + p z), 0 <= z <= 14.5
@@ -30,7 +31,7 @@ mp.dps = 110
 BITS = {"float": 24, "double": 53}
 LIMIT = {"float": mpf("14.5"), "double": mpf(39)}
 DEGREES = {"float": (5, 4, 4), "double": (10, 9, 9)}  # of P, L and N; D has one more than N
-SHORT = (2, 4, 3)  # of P, L and T
+SHORT = (5, 2, 4, 3)  # of E, P, L and T
 SHORT_P = 0.29  # the best multiple of 0.01
 KEPT = {"float": 16, "double": 42}  # bits of ln2's high part: k times it is exact
 HALF = mpf(1) / 2
@@ -148,8 +149,11 @@ def show_tail(kind, degree):
 
 def show_short():
     """Fit and print the tables for results of 11 bits, in float."""
-    exp_degree, log_degree, tail_degree = SHORT
+    exp2_degree, exp_degree, log_degree, tail_degree = SHORT
     print("template <>\nstruct Coefficients<Short<float>> {")
+    rs = grid(-HALF, HALF)
+    values = np.array([mpf(2) ** r for r in rs])
+    show("kExp2", "float", *fit(powers(rs, exp2_degree), values, 1 / values, "float", [mpf(1)]))
     xs = grid(-HALF, -(mpf(10) ** -12))
     ms = np.array([mp.expm1(x) for x in xs])
     columns = powers(xs, exp_degree)

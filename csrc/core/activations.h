@@ -147,11 +147,8 @@ struct Silu : NoParameters {  // x * sigmoid(x)
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
     const auto gate = math::sigmoid(x);
-    // About the slope's zero at -1.28, 1 + x * complement over one denominator: 1 + x is exact
-    // there.
-    const T near_zero = ((T(1) + x) + gate.e) * gate.complement;
-    return {x * gate.value,
-            gate.value * select(x < T(-0.5), near_zero, T(1) + x * gate.complement)};
+    // About the slope's zero at -1.28: there 1 + x is exact.
+    return {x * gate.value, gate.value * (gate.value + gate.complement * (T(1) + x))};
   }
 };
 

@@ -83,6 +83,10 @@ struct Coefficients<double> {
 };
 template <>
 struct Coefficients<Short<float>> {
+  static constexpr float kExp2[] = {
+      // degree 5, error 1.579 ulp
+      0x1.5bf8d6p-10f, 0x1.3cea6ap-7f, 0x1.c6b6a2p-5f, 0x1.ebf9bcp-3f, 0x1.62e42ap-1f, 0x1p+0f,
+  };
   static constexpr float kExpm1[] = {
       // degree 2, error 160.477 ulp
       0x1.24b594p-5f,

@@ -127,7 +127,7 @@ ACTREG_HD Coarse<T> log1p_of_unit(Coarse<T> u) {
 // exp(-|x|), from which they are made.
 template <class T>
 struct Sigmoid {
-  T value, complement, slope, e;
+  T value, complement, slope;
 };
 template <class T>
 ACTREG_HD Sigmoid<T> sigmoid(T x) {
@@ -135,7 +135,16 @@ ACTREG_HD Sigmoid<T> sigmoid(T x) {
   const T larger = refined(r, (T(1) - r) - e * r), smaller = e * larger;
   // Near 1/2 the errors of the first form cancel, and in the tails the second form has none to.
   const T slope = select(e > T(0.5), larger * (T(1) - larger), smaller * larger);
-  return {select(x < T(0), smaller, larger), select(x < T(0), larger, smaller), slope, e};
+  return {select(x < T(0), smaller, larger), select(x < T(0), larger, smaller), slope};
+}
+
+template <class T>
+ACTREG_HD Sigmoid<Coarse<T>> sigmoid(Coarse<T> x) {
+  using N = Coarse<T>;
+  // exp(-x) and 1 by 2^-20: the quotients that are no normal numbers keep their bits.
+  const N scale(0x1p-20), e(fast_exp2(x.value * T(-kLog2E) - T(20)));
+  const N r = reciprocal(scale + e), value = scale * r, complement = at_most(e, N(0x1p126)) * r;
+  return {value, complement, value * complement};
 }
 
 // log(1 + exp(x)); its slope is the sigmoid
@@ -220,10 +229,7 @@ template <class T>
 ACTREG_HD Sigmoid<Dual<T>> sigmoid(Dual<T> x) {
   const Sigmoid<T> s = sigmoid(x.value);
   const T d = s.slope * x.derivative;
-  return {{s.value, d},
-          {s.complement, -d},
-          {s.slope, (s.complement - s.value) * d},
-          {s.e, select(x.value < T(0), s.e, -s.e) * x.derivative}};
+  return {{s.value, d}, {s.complement, -d}, {s.slope, (s.complement - s.value) * d}};
 }
 template <class T>
 ACTREG_HD Jet<Dual<T>> softplus(Dual<T> x) {

@@ -55,7 +55,7 @@ template <bool kDrops, class E, class Act>
 ACTREG_OUT_OF_LINE PenaltySums<double> forward_loop(const Act act, const Problem& problem,
                                                     int64_t begin, int64_t end) {
   using V = typename NumberOf<E>::type;
-  using S = typename V::Scalar;
+  using S = typename Plain<V>::Scalar;
   const Dropout dropout = problem.dropout;
   const uint32_t counted = problem.counted;
   const V s(kDrops ? dropout.scale : 1);
@@ -67,7 +67,7 @@ ACTREG_OUT_OF_LINE PenaltySums<double> forward_loop(const Act act, const Problem
     PenaltySums<V> sums[kUnroll];
     for (auto& partial : sums) partial = {V(0), V(0)};
     if constexpr (kDrops) draw(dropout, i, bits);
-    for_each_vector<V>(std::min(kBlock, end - i), [&](int64_t j, int u, auto extent) {
+    for_each_vector<Plain<V>>(std::min(kBlock, end - i), [&](int64_t j, int u, auto extent) {
       const auto valid = lanes_of<S>(extent);
       const V in = load(x + j, extent);
       if constexpr (kDrops) {
@@ -79,8 +79,8 @@ ACTREG_OUT_OF_LINE PenaltySums<double> forward_loop(const Act act, const Problem
       }
     });
     for (int u = 1; u < kUnroll; ++u) sums[0].l1 += sums[u].l1, sums[0].l2 += sums[u].l2;
-    total.l1 += sum(sums[0].l1);
-    total.l2 += sum(sums[0].l2);
+    total.l1 += sum(plain(sums[0].l1));
+    total.l2 += sum(plain(sums[0].l2));
   }
   return total;
 }
@@ -89,7 +89,7 @@ template <bool kDrops, class E, class Act>
 ACTREG_OUT_OF_LINE void backward_loop(const Act act, const Problem& problem, int64_t begin,
                                       int64_t end) {
   using V = typename NumberOf<E>::type;
-  using S = typename V::Scalar;
+  using S = typename Plain<V>::Scalar;
   const Dropout dropout = problem.dropout;
   const uint32_t counted = problem.counted;
   const V s(kDrops ? dropout.scale : 1);
@@ -101,7 +101,7 @@ ACTREG_OUT_OF_LINE void backward_loop(const Act act, const Problem& problem, int
     const E* dy = static_cast<const E*>(problem.dy) + i;
     E* dx = static_cast<E*>(problem.out) + i;
     if constexpr (kDrops) draw(dropout, i, bits);
-    for_each_vector<V>(std::min(kBlock, end - i), [&](int64_t j, int, auto extent) {
+    for_each_vector<Plain<V>>(std::min(kBlock, end - i), [&](int64_t j, int, auto extent) {
       const V in = load(x + j, extent), gradient = load(dy + j, extent);
       if constexpr (kDrops) {
         const auto r = load_random_bits<S>(bits + j);

@@ -89,6 +89,24 @@ struct Vec {
     }
   }
 #endif
+  // For coarse.h, as in number.h.
+  friend ACTREG_HD Vec fast_exp2(Vec x) {
+    x = at_most(at_least(x, Vec(-160)), Vec(127));
+    const Vec round(math::Range<S>::kRound), shifted = x + round, k = shifted - round;
+    const Vec p = math::polynomial<math::Coefficients<Short<S>>::kExp2>(x - k);
+    using math::times_power_of_two;  // if there is none above
+    return times_power_of_two(p, shifted);
+  }
+  friend ACTREG_HD Vec fast_reciprocal(Vec b) {
+#if defined(__x86_64__) && ACTREG_VECTOR_BYTES == 64
+    const Vec r((Register<S>)_mm512_rcp14_ps((__m512)b.r));
+#elif defined(__x86_64__) && ACTREG_VECTOR_BYTES == 32
+    const Vec r((Register<S>)_mm256_rcp_ps((__m256)b.r));
+#else
+    const Vec r = Vec(1) / b;
+#endif
+    return select(b > Vec(0x1p126), Vec(0), r + r * (Vec(1) - b * r));
+  }
   // In double, by halves: the order is fixed and the rounding errors few.
   friend ACTREG_HD double sum(Vec x) {
     double lane[kLanes];

@@ -1,5 +1,6 @@
 // Elements in memory to numbers in registers and back. Layer: cpu. Included as simd.h is.
-// float16 and bfloat16 are computed in float32 and rounded once, to nearest even.
+// float16 and bfloat16 are computed in float32, by the short ways, and rounded once, to nearest
+// even.
 
 template <class E>
 struct NumberOf {
@@ -9,6 +10,24 @@ template <>
 struct NumberOf<double> {
   using type = Vec<double>;
 };
+template <>
+struct NumberOf<Half> {
+  using type = Coarse<Vec<float>>;
+};
+template <>
+struct NumberOf<BFloat16> {
+  using type = Coarse<Vec<float>>;
+};
+template <class S>
+ACTREG_HD Vec<S> plain(Vec<S> x) {
+  return x;
+}
+template <class S>
+ACTREG_HD Vec<S> plain(Coarse<Vec<S>> x) {
+  return x.value;
+}
+template <class V>
+using Plain = decltype(plain(V()));
 
 template <class R>
 ACTREG_HD R load_register(const void* from) {
@@ -125,22 +144,22 @@ struct First {
 
 template <class E>
 ACTREG_HD auto load(const E* from, Whole) {
-  return load(from);
+  return typename NumberOf<E>::type(load(from));
 }
 template <class E>
 ACTREG_HD auto load(const E* from, First first) {
-  E padded[NumberOf<E>::type::kLanes] = {};
+  E padded[Plain<typename NumberOf<E>::type>::kLanes] = {};
   __builtin_memcpy(padded, from, first.count * sizeof(E));
-  return load(padded);
+  return load(padded, Whole{});
 }
 template <class E, class V>
 ACTREG_HD void store(E* to, V value, Whole) {
-  store(to, value);
+  store(to, plain(value));
 }
 template <class E, class V>
 ACTREG_HD void store(E* to, V value, First first) {
-  E padded[V::kLanes];
-  store(padded, value);
+  E padded[Plain<V>::kLanes];
+  store(padded, plain(value));
   __builtin_memcpy(to, padded, first.count * sizeof(E));
 }
 template <class S>
