@@ -104,10 +104,15 @@ struct Expected {
   }
 };
 
-// Kernels contract a * b + c to one rounding where they can: a few epsilons.
+// Kernels contract a * b + c to one rounding where they can: a few epsilons. Of coarse numbers a
+// quarter of an ulp.
 template <class E>
-bool is_close(double got, double expected, double size,
-              double error = 16 * std::numeric_limits<typename Format<E>::Scalar>::epsilon()) {
+constexpr double kError =
+    sizeof(E) == 2 ? std::ldexp(0.5, -Format<E>::kDigits)
+                   : 16 * std::numeric_limits<typename Format<E>::Scalar>::epsilon();
+
+template <class E>
+bool is_close(double got, double expected, double size, double error = kError<E>) {
   if (std::isnan(expected)) return std::isnan(got);
   if (std::isinf(expected)) return got == expected;
   if (got == expected) return got != 0 || std::signbit(got) == std::signbit(expected);

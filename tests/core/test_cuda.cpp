@@ -11,11 +11,9 @@ namespace actreg {
 namespace {
 
 constexpr int64_t kTile = 8192, kLongest = kTile + 333;  // kTile / 4 for double
-// Coarse numbers: a quarter of an ulp.
+// A division is some of Newton's steps.
 template <class E>
-constexpr double kError =
-    sizeof(E) == 2 ? std::ldexp(0.5, -Format<E>::kDigits)
-                   : 64 * std::numeric_limits<typename Format<E>::Scalar>::epsilon();
+constexpr double kDeviceError = (sizeof(E) == 2 ? 1 : 4) * kError<E>;
 
 template <class E>
 using Sum = std::conditional_t<std::is_same_v<E, double>, double, float>;
@@ -70,13 +68,13 @@ bool agrees(const Problem& problem, const Expected<E>& expected, int64_t n, int 
   equal &= workspace.finished == 0;
   for (int64_t i = 0; i < n; ++i) {
     const auto close = [&](E value, double want) {
-      return is_close<E>(Format<E>::decode(value), want, expected.size[i], kError<E>);
+      return is_close<E>(Format<E>::decode(value), want, expected.size[i], kDeviceError<E>);
     };
     equal &= close(got.y.data()[i], expected.y[i]) && close(got.dx.data()[i], expected.dx[i]);
   }
   const double l1 = expected.l1[n], l2 = expected.l2[n];
-  return equal && (!std::isfinite(l1) || (is_near(got.penalty[0], l1, kError<E>) &&
-                                          is_near(got.penalty[1], l2, kError<E>)));
+  return equal && (!std::isfinite(l1) || (is_near(got.penalty[0], l1, kDeviceError<E>) &&
+                                          is_near(got.penalty[1], l2, kDeviceError<E>)));
 }
 
 template <class E>

@@ -36,7 +36,8 @@ bool agrees(const cpu::Kernels& kernels, Problem problem, const Expected<E>& exp
     return equal;
   };
   // Float accumulators take up to kBlock numbers each.
-  const double error = cpu::kBlock * std::numeric_limits<typename Format<E>::Scalar>::epsilon();
+  const double error = (sizeof(E) == 2 ? kError<E> : 0) +
+                       cpu::kBlock * std::numeric_limits<typename Format<E>::Scalar>::epsilon();
   const double l1 = expected.l1[n] - expected.l1[begin], l2 = expected.l2[n] - expected.l2[begin];
   const bool y = written(expected.y);
   const bool summed =
