@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add("--providers", nargs="+", choices=list(PROVIDERS))
     add("--rounds", type=int, help="exactly so many, instead of as many as the preset has time for")
     add("--seconds", type=float, help="stop after so long; what matters most comes first")
+    add("--fill-only", action="store_true", help="compile the rivals into the cache, and stop")
     add("--no-fill", action="store_true", help="do not compile in parallel beforehand")
     add("--json", type=Path, default=LATEST, help=f"default: {LATEST.relative_to(machine.ROOT)}")
     add("--csv", type=Path, help="the same as rows")
@@ -85,19 +86,26 @@ def sliced(options: argparse.Namespace) -> list[cases.Slice]:
     return cases.narrowed(cases.PRESETS[options.preset](), {**axes, "activations": names})
 
 
+def fill(plan: list[cases.Planned], device: str) -> int:
+    """How many rivals did not compile."""
+    count = len(compilation.jobs(plan))
+    print(f"compiling {count} rivals", file=sys.stderr)
+    with progress(count) as advance:
+        failures = compilation.fill(plan, device, advance)
+    print(f"{count} compiled, {failures} failed", file=sys.stderr)
+    return failures
+
+
 def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
     """A whole session; the file is written group by group, so that an end loses nothing."""
-    torch.set_num_threads(options.threads)
     slices = sliced(options)
     plan, absent = chosen(cases.plan(slices), options.device)
     lines = [f"{part.title}: {part.describe()}" for part in slices]
     found = results.collect(
         machine.describe(options.device), command, options.preset, lines, absent
     )
-    if not options.no_fill and (jobs := compilation.jobs(plan)):
-        print(f"compiling the rivals of {len(jobs)} cases", file=sys.stderr)
-        with progress(len(jobs)) as advance:
-            compilation.fill(plan, options.device, advance)
+    if not options.no_fill:
+        fill(plan, options.device)
     pace = PACES[options.preset]
     if options.rounds:
         pace = Pace(float("inf"), options.rounds, options.rounds)
@@ -160,6 +168,10 @@ def main(argv: list[str] | None = None) -> int:
         for part in sliced(options):
             print(f"{part.title}: {part.describe()}\n    {' '.join(part.providers)}")
         return 0
+    torch.set_num_threads(options.threads)
+    if options.fill_only:
+        plan, _ = chosen(cases.plan(sliced(options)), options.device)
+        return 1 if fill(plan, options.device) else 0
     if options.results:
         found = results.load(options.results)
     else:

@@ -1,7 +1,7 @@
 """Fills the compiler's cache on the disk before the timing, in parallel: a process for each core.
 
-What is then compiled in the session is read from there. python -m benchmarks.compilation does this
-alone, with the options of python -m benchmarks, beside work that needs no quiet.
+What is then compiled in the session is read from there. python -m benchmarks --fill-only does this
+alone, beside work that needs no quiet.
 """
 
 from __future__ import annotations

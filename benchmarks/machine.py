@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-from actreg_ext import _C
-
 ROOT = Path(__file__).resolve().parents[1]
 QUERIED = (
     "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.draw,power.limit,"
@@ -45,7 +43,6 @@ def nvidia_smi() -> dict[str, str]:
 
 def describe(device: str) -> dict[str, Any]:
     """The machine and what runs on it."""
-    build = _C.build_info()
     found: dict[str, Any] = {
         "device": device,
         "name": _cpu_name(),
@@ -56,15 +53,13 @@ def describe(device: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": sys.version.split()[0],
         "torch": torch.__version__,
-        "instructions": _C.cpu_capability(),
-        "compiler": str(build["compiler"]),
         "torch_instructions": torch.backends.cpu.get_cpu_capability(),
         "commit": output_of("git", "describe", "--always", "--dirty", "--abbrev=40"),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     if device == "cuda":
         found |= _gpu()
-    return found | {"before": clocks(device)}
+    return found | _build() | {"before": clocks(device)}
 
 
 def clocks(device: str) -> dict[str, Any]:
@@ -77,10 +72,20 @@ def clocks(device: str) -> dict[str, Any]:
 def free_bytes(device: str) -> int:
     """That tensors may still take."""
     if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
+        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return torch.cuda.mem_get_info()[0] + unused
     if available := re.search(r"MemAvailable:\s*(\d+)", _read("/proc/meminfo")):
         return int(available[1]) * 1024
     return (_memory() or 2**33) // 2
+
+
+def _build() -> dict[str, Any]:
+    """Of the extension; nothing where it is still to be built."""
+    try:
+        from actreg_ext import _C
+    except ImportError:
+        return {}
+    return {"instructions": _C.cpu_capability(), "compiler": str(_C.build_info()["compiler"])}
 
 
 def _gpu() -> dict[str, Any]:

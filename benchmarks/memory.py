@@ -70,7 +70,7 @@ def launches(call: Callable[[], object], device: str) -> int | None:
 
 def _events(call: Callable[[], object], activities: list[Any], **options: Any) -> list[Any]:
     """In the order of their time."""
-    with profile(activities=activities, **options) as profiled:
+    with profile(activities=activities, acc_events=True, **options) as profiled:
         result = call()
         if torch.cuda.is_available():
             torch.cuda.synchronize()

@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import pages
 from .machine import ROOT
 from .results import Unfit, load
 
@@ -43,6 +42,8 @@ def read(paths: list[Path]) -> list[dict[str, Any]]:
 
 def rendered(found: list[dict[str, Any]], root: Path) -> dict[Path, str]:
     """What the two files have to be."""
+    from . import pages  # which needs matplotlib and rich
+
     readme = (root / README).read_text()
     parts = re.split(f"({BEGIN}\n)|({END})", readme)
     if [part for part in parts if part in (BEGIN + "\n", END)] != [BEGIN + "\n", END]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ def rounded(value: Any) -> Any:
         return {key: rounded(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [rounded(part) for part in value]
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None  # as JSON has neither
 
 
 def save(results: dict[str, Any], path: Path) -> None:
@@ -124,7 +127,12 @@ def wrong(results: dict[str, Any]) -> list[str]:
         case = " ".join(str(value) for value in group["case"].values())
         for name, error in group["errors"].items():
             if name not in timed and group["times"]:
-                found.append(f"{name}: {case}: differs from float64 by {error:.2g}")
+                by = (
+                    "keeps the wrong share, or has a NaN"
+                    if error is None
+                    else f"is off by {error:.2g}"
+                )
+                found.append(f"{name}: {case}: {by}")
         found += [f"{name}: {case}: {why}" for name, why in group["failed"].items()]
     return found
 

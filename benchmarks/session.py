@@ -28,6 +28,7 @@ class Session:
         self.watch = Stopwatch(device)
         self.seconds = seconds
         self.left_out: list[dict[str, Any]] = []
+        self.counted: dict[tuple[Any, ...], int | None] = {}
 
     def passes(self, plan: list[Planned]) -> list[list[Planned]]:
         """One; where the time is limited, what needs no compiler first, then compiler by compiler.
@@ -97,7 +98,8 @@ class Session:
         }
         for name, timed in subjects.items():
             if not timed.is_floor:
-                group["memory"][name] = self.memory(timed, item.directions)
+                key = (name, *case._replace(elements=0))
+                group["memory"][name] = self.memory(key, timed, item.directions)
         return group
 
     def times(self, case: Case, direction: str, subjects: dict[str, Subject]) -> dict[str, Any]:
@@ -109,16 +111,20 @@ class Session:
         moved = PASSES[direction] * size if case.place == "call" else None
         return {name: summary(laps, name, moved) | {"calls": calls[name]} for name in laps}
 
-    def memory(self, timed: Subject, directions: list[str]) -> dict[str, Any]:
+    def memory(self, key: tuple[Any, ...], timed: Subject, directions: list[str]) -> dict[str, Any]:
         x = timed.ready(timed.xs[0])
         whole = timed.runs("step" if "step" in directions else "both")[0]
-        forward = timed.runs("forward")[0]
         return {
             "saved": memory.saved_bytes(lambda: timed.function(x), timed.parameters),
             "peak": memory.peak_bytes(whole, self.device),
-            "launches_forward": memory.launches(forward, self.device),
-            "launches": memory.launches(whole, self.device),
+            "launches": self.launches(key, whole),
         }
+
+    def launches(self, key: tuple[Any, ...], whole: Callable[[], object]) -> int | None:
+        """Counted once for all sizes: the profiler is slow to start."""
+        if key not in self.counted:
+            self.counted[key] = memory.launches(whole, self.device)
+        return self.counted[key]
 
 
 def summary(laps: dict[str, Laps], name: str, moved: int | None) -> dict[str, Any]:

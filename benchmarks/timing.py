@@ -22,6 +22,7 @@ Runs = Sequence[Callable[[], object]]  # the same call on each of the inputs tha
 
 WARM_UPS = 3
 SAMPLE = 200e-6  # seconds that a sample takes at least: the clock's resolution times thousands
+SLOW = 0.05  # seconds of a call
 GPU_CALLS = (3, 100)  # of a sample; more would fill the queue of launches
 
 
@@ -94,11 +95,13 @@ class Stopwatch:
 
     def calls(self, runs: Runs, sample: float = SAMPLE) -> int:
         """Warm up; then as many calls as make a sample long enough to be timed."""
-        for run in itertools.islice(itertools.cycle(runs), WARM_UPS):
-            run()
         if self.device != "cpu":
             fewest, most = GPU_CALLS
+            self(runs, WARM_UPS)
             return min(max(fewest, math.ceil(sample / max(self(runs, 3).device, 1e-9))), most)
+        for _ in range(WARM_UPS):
+            if self(runs, 1).device > SLOW:  # has warmed up whatever there is
+                return 1
         calls = 1
         while (lap := self(runs, calls)).device * calls < sample / 2:
             calls *= 2
