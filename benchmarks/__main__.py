@@ -149,11 +149,15 @@ def held_against(found: dict[str, Any], options: argparse.Namespace) -> int:
     if not changed:
         print("the two have no case in common")
         return 1
-    from rich.console import Console
+    try:
+        from rich.console import Console
 
-    from .table import print_changes
-
-    print_changes(changed, options.threshold, Console(width=None if sys.stdout.isatty() else 160))
+        from .table import print_changes
+    except ModuleNotFoundError:
+        print(*changed, sep="\n")
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        print_changes(changed, options.threshold, console)
     print(f"{compare.missing(old, found)} cases are in one of the two only")
     return sum(change.is_slower(options.threshold) for change in changed)
 

@@ -45,6 +45,28 @@ def relative_error(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> floa
     return worst
 
 
+Tensors = tuple[Tensor, ...]
+
+
+class Error(NamedTuple):
+    """Relative to the norms: of output and gradients, and of the penalty."""
+
+    values: float
+    penalty: float
+
+    def is_right(self, case: Case) -> bool:
+        """A sum is allowed what a naive one of so many terms is off by, in its type."""
+        dtype = getattr(torch, case.dtype)
+        factor = 1 if case.place == "call" else BLOCK_FACTOR
+        allowed = factor * tolerance(dtype)
+        of_sums = torch.finfo(torch.float32 if dtype.itemsize < 4 else dtype).eps
+        roots = math.sqrt(case.elements) * of_sums
+        return self.values <= allowed and self.penalty <= allowed + roots
+
+
+WRONG = Error(math.inf, math.inf)
+
+
 class Exact(NamedTuple):
     """In float64 and without dropout, for one provider's duties."""
 
@@ -54,38 +76,44 @@ class Exact(NamedTuple):
     of_penalty: Tensor  # its gradient
 
 
+def compared(outputs: Tensors, gradients: Tensors, truth: Tensors, slopes: Tensors) -> Error:
+    """Of an output and perhaps a penalty, and of the gradients."""
+    with torch.no_grad():
+        values = relative_error((outputs[0], *gradients), (truth[0], *slopes))
+        return Error(values, relative_error(outputs[1:], truth[1 : len(outputs)]))
+
+
 class Judge:
     """Knows the truth of one case, which is slow to find, once for all providers."""
 
     def __init__(self, case: Case) -> None:
         self.case, self.exact = case, dict[bool, Exact]()
 
-    def error(self, provider: Provider, timed: Subject) -> float:
+    def error(self, provider: Provider, timed: Subject) -> Error:
         """How far it is off: infinite if it drops the wrong share."""
         if timed.is_floor:
-            return 0.0
+            return Error(0.0, 0.0)
         if self.case.place == "call":
             return self._call_error(provider, timed)
         return _block_error(self.case, provider, timed)
 
-    def _call_error(self, provider: Provider, timed: Subject) -> float:
+    def _call_error(self, provider: Provider, timed: Subject) -> Error:
         x = timed.ready(timed.xs[0])
         outputs = timed.call(x)
-        found = tuple(t.detach() for t in (*outputs, *timed.gradients(x, outputs, keep=False)))
+        gradients = timed.gradients(x, outputs, keep=False)
         drops = self.case.p > 0 and "dropout" in provider.does
         exact = self._find("activation" in provider.does, timed.xs[0].detach())
-        y, dy = exact.a, timed.dy.double()
+        of_penalty = exact.of_penalty if timed.outputs > 1 else 0.0
+        y, dx = exact.a, exact.slope * timed.dy.double()
         if drops:
             share = provider.share(self.case.p)
             can_tell = exact.a.to(x.dtype) != 0
-            keep = (found[0] != 0) | ~can_tell
+            rest = gradients[0].double() - of_penalty  # tells where the output is 0 either way
+            keep = torch.where(can_tell, outputs[0] != 0, (rest - dx).abs() < rest.abs())
             if not _is_fair(keep, can_tell, share):
-                return math.inf
-            y, dy = (torch.where(keep, t / share, 0.0) for t in (y, dy))
-        dx = exact.slope * dy
-        if timed.outputs == 1:
-            return relative_error(found, (y, dx))
-        return relative_error(found, (y, exact.penalty, dx + exact.of_penalty))
+                return WRONG
+            y, dx = (torch.where(keep, t / share, 0.0) for t in (y, dx))
+        return compared(outputs, gradients, (y, exact.penalty), (dx + of_penalty,))
 
     def _find(self, has_activation: bool, x: Tensor) -> Exact:
         if has_activation not in self.exact:
@@ -109,27 +137,21 @@ def without_dropout(case: Case) -> Case:
     return case._replace(p=0.0, place="mlp" if case.place == "step" else case.place)
 
 
-def allowed(case: Case) -> float:
-    factor = 1 if case.place == "call" else BLOCK_FACTOR
-    return factor * tolerance(getattr(torch, case.dtype))
-
-
 def _is_fair(keep: Tensor, counted: Tensor, share: float) -> bool:
     n = int(counted.sum())
     kept = int((keep & counted).sum())
     return abs(kept - n * share) <= SIGMAS * math.sqrt(n * share * (1 - share)) + 1
 
 
-def _block_error(case: Case, provider: Provider, timed: Subject) -> float:
+def _block_error(case: Case, provider: Provider, timed: Subject) -> Error:
     """Of the block without dropout: behind a matrix product no mask can be read off."""
     case = without_dropout(case)
     x = timed.xs[0].detach().requires_grad_()
     ours = subject(case, provider, [x], timed.dy)
     outputs = ours.call(x)
-    found = tuple(t.detach() for t in (*outputs, *ours.gradients(x, outputs, keep=False)))
+    gradients = ours.gradients(x, outputs, keep=False)
     wide = x.detach().double().requires_grad_()
     block = block_of(case, _wide(case)).to(x.device, x.dtype).double()
     truth = Subject(block, [wide], timed.dy.double(), ours.outputs, list(block.parameters()))
     expected = truth.call(wide)
-    gradients = truth.gradients(wide, expected, keep=False)
-    return relative_error(found, (*(t.detach() for t in expected), *gradients))
+    return compared(outputs, gradients, expected, truth.gradients(wide, expected, keep=False))

@@ -136,15 +136,15 @@ def memory(calls: Sequence[Call]) -> str:
 
 
 def errors(results: dict[str, Any]) -> str:
-    """Of each provider and type the largest."""
-    worst: dict[str, dict[str, float]] = {}
+    """Of each provider and type the largest; of output and gradients, and of the penalty."""
+    worst: dict[str, dict[str, list[float]]] = {}
     for row in rows(results):
         if row["provider"] != "floor":
-            of_type = worst.setdefault(row["provider"], {})
-            of_type[row["dtype"]] = max(of_type.get(row["dtype"], 0.0), row["error"])
+            of_type = worst.setdefault(row["provider"], {}).setdefault(row["dtype"], [0.0, 0.0])
+            of_type[:] = map(max, of_type, (row["error"], row["penalty_error"]))
     dtypes = list(dict.fromkeys(dtype for found in worst.values() for dtype in found))
     lines = (
-        [name, *(f"{found[d]:.1e}" if d in found else "" for d in dtypes)]
+        [name, *("{:.1e}, {:.1e}".format(*found[d]) if d in found else "" for d in dtypes)]
         for name, found in worst.items()
     )
     return table(["provider", *dtypes], lines)

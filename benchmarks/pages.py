@@ -17,8 +17,13 @@ plain PyTorch (activation, `abs().sum()`, `square().sum()`, `F.dropout`) and tha
 it; medians of the ratios of the same rounds."""
 
 NO_GPU = """\
-Not timed yet: no GPU was at hand, so no speed is claimed. `make gpu-check` times everything where
-there is one, and `python -m benchmarks.report` then writes its results here."""
+Not timed yet: no GPU was at hand, so no speed is claimed. [cuda_kernels.md]({docs}cuda_kernels.md)
+has the instructions of each kernel, counted in its machine code, beside the time that its bytes
+take. Where there is a GPU, this builds, tests, runs compute-sanitizer and times everything in under
+ten minutes, without a network, and writes its results to `results/`, from which this section then
+is made by `python -m benchmarks.report`:
+
+    make gpu-check PYTHON=python3      # the Python that has PyTorch for CUDA, pytest and ninja"""
 
 MORE = """\
 [docs/performance.md](docs/performance.md) has every size, activation, type and penalty, networks, a
@@ -41,8 +46,9 @@ METHOD = """\
   GPU the allocator's high-water mark; on the CPU the running sum of the allocator's events in the
   profiler, which sees every tensor, also inside compiled code, and no scratch memory of libraries.
 - Held against float64: output, penalty and gradient, by the norm of the difference over the norm.
-  Beyond 8 units of its type's precision (64 in networks) a provider is not timed. Which elements
-  dropout kept is read off the output and has to be a fair share; networks are checked without."""
+  Beyond 8 units of its type's precision (64 in networks; the penalty, a sum, may be off by the root
+  of its terms besides) a provider is not timed. Which elements dropout kept is read off the output
+  and has to be a fair share; networks are checked without dropout."""
 
 NETWORKS = """\
 `mlp`: Linear 512 to 2048, the layer, Linear 2048 to 512. `ffn`: the same in a transformer, behind a
@@ -65,7 +71,7 @@ def section(found: Sequence[dict[str, Any]], figures: str) -> str:
         parts.append(markdown.ratios(main, ("activation", "dtype", "p"), complete=True))
         parts += [markdown.smallest(calls), markdown.step(calls), "    " + results["command"]]
     if len(found) == 1:
-        parts.append("### On a GPU\n\n" + NO_GPU)
+        parts.append("### On a GPU\n\n" + NO_GPU.format(docs="docs/"))
     return joined([*parts, MORE])
 
 
@@ -76,7 +82,7 @@ def page(found: Sequence[dict[str, Any]], figures: str, notes: str) -> str:
     for results in found:
         parts += machine_part(results, figures)
     if len(found) == 1:
-        parts.append("## On a GPU\n\n" + NO_GPU)
+        parts.append("## On a GPU\n\n" + NO_GPU.format(docs=""))
     return joined([*parts, notes])
 
 
@@ -105,7 +111,7 @@ def machine_part(results: dict[str, Any], figures: str) -> list[str]:
         markdown.memory(kinds),
         titled(
             "### Held against float64",
-            "The largest error of each provider in all cases, relative to the norm.",
+            "The largest errors of each in all cases: of output and gradient, of the penalty.",
             markdown.errors(results),
         ),
         titled("### Not in these tables", "", markdown.omissions(results)),

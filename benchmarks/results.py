@@ -108,7 +108,7 @@ def rows(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for direction, times in group["times"].items():
             for provider, found in times.items():
                 memory = group["memory"].get(provider, {})
-                error = group["errors"][provider]
+                error, penalty_error = group["errors"][provider]
                 yield {
                     **group["case"],
                     "direction": direction,
@@ -116,6 +116,7 @@ def rows(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     **found,
                     **memory,
                     "error": error,
+                    "penalty_error": penalty_error,
                 }
 
 
@@ -127,12 +128,8 @@ def wrong(results: dict[str, Any]) -> list[str]:
         case = " ".join(str(value) for value in group["case"].values())
         for name, error in group["errors"].items():
             if name not in timed and group["times"]:
-                by = (
-                    "keeps the wrong share, or has a NaN"
-                    if error is None
-                    else f"is off by {error:.2g}"
-                )
-                found.append(f"{name}: {case}: {by}")
+                off = ["wholly" if e is None else f"by {e:.2g}" for e in error]
+                found.append(f"{name}: {case}: is off {off[0]}, its penalty {off[1]}")
         found += [f"{name}: {case}: {why}" for name, why in group["failed"].items()]
     return found
 

@@ -90,7 +90,7 @@ class Session:
                 group["failed"][provider.name] = f"{type(failure).__name__}: {failure}"[:300]
                 continue
             group["errors"][provider.name] = error
-            if error <= correctness.allowed(case):
+            if error.is_right(case):
                 subjects[provider.name] = timed
         del judge  # and the truth, which is large
         group["times"] = {

@@ -101,6 +101,9 @@ def _table(title: str, calls: list[Call]) -> Table:
         table.add_column(column, justify="right" if column in ("elements", "p") else "left")
     for column in ("time", "20-80 %", "GB/s", "of floor", "kept", "peak"):
         table.add_column(column, justify="right")
+    is_gpu = any(call.found["fused"]["launches"] for call in calls)
+    for column in ("host", "launches") if is_gpu else ():
+        table.add_column(column, justify="right")
     for rival in rivals:
         table.add_column(f"x {rival}", justify="right", style="cyan")
     for case, direction, _, found in calls:
@@ -121,6 +124,7 @@ def _table(title: str, calls: list[Call]) -> Table:
             percent(ours["floors"][0]) if "floors" in ours else "",
             f"{ours['saved'] / n:.2f}",
             f"{ours['peak'] / n:.1f}",
+            *([duration(ours["host"]), str(ours["launches"])] if is_gpu else []),
             *(factor(found[r]["faster"][0]) if r in found else "" for r in rivals),
         )
     return table
@@ -129,6 +133,7 @@ def _table(title: str, calls: list[Call]) -> Table:
 def _legend(results: dict[str, Any]) -> str:
     lines = [
         "time: median of a call of act_reg; of floor: its speed as a share of the memory's own;",
+        "host: until a call has been launched; launches: kernels of forward and backward;",
         "kept, peak: bytes for each element, kept for backward and at the most in the whole call;",
         "x rival: act_reg is so many times faster, the median of the ratios of the same rounds",
     ]
