@@ -99,11 +99,12 @@ def fill(plan: list[cases.Planned], device: str) -> int:
 def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
     """A whole session; the file is written group by group, so that an end loses nothing."""
     slices = sliced(options)
+    here = machine.describe(options.device)
+    if (load := here["before"]["load"] or 0.0) > 0.5:
+        print(f"others keep this machine busy: a load of {load:.1f}", file=sys.stderr)
     plan, absent = chosen(cases.plan(slices), options.device)
     lines = [f"{part.title}: {part.describe()}" for part in slices]
-    found = results.collect(
-        machine.describe(options.device), command, options.preset, lines, absent
-    )
+    found = results.collect(here, command, options.preset, lines, absent)
     if not options.no_fill:
         fill(plan, options.device)
     pace = PACES[options.preset]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .cases import DTYPES, PENALTIES, every_activation
 from .providers import ALL, PROVIDERS
 from .results import rows, wrong
 from .table import Call, calls_of, duration, factor, percent, rivals_of, size
@@ -38,9 +39,18 @@ def ratios(calls: Sequence[Call], axes: Sequence[str], complete: bool = False) -
         head,
         (
             [*map(shown, axes, key), *(c for side in SIDES for c in cells(by.get(side), rivals))]
-            for key, by in lines.items()
+            for key, by in sorted(lines.items(), key=lambda line: place_of(axes, line[0]))
         ),
     )
+
+
+def place_of(axes: Sequence[str], values: Sequence[Any]) -> list[Any]:
+    """To sort by: numbers by size, names as the plan has them."""
+    orders = {"activation": every_activation(), "dtype": DTYPES, "penalty": tuple(PENALTIES)}
+    return [
+        orders[axis].index(value) if axis in orders else value
+        for axis, value in zip(axes, values, strict=True)
+    ]
 
 
 def cells(call: Call | None, rivals: Sequence[str]) -> list[str]:

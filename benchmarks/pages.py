@@ -58,6 +58,9 @@ of the time is that of the matrix products, which all share; what is compiled is
 whole. In brackets the 20th and 80th percentile; bytes are for each element of the layer."""
 
 
+BUSY = 0.5  # of the cores
+
+
 def section(found: Sequence[dict[str, Any]], figures: str) -> str:
     """What stands between the markers of README.md."""
     parts = []
@@ -65,7 +68,8 @@ def section(found: Sequence[dict[str, Any]], figures: str) -> str:
         calls = calls_of(results)
         is_cpu = results["machine"]["device"] == "cpu"
         head = "" if is_cpu else "### On a GPU\n\n"
-        parts.append(f"{head}{where(results['machine'])}. {HONEST if is_cpu else ''}".strip())
+        parts.append(head + where(results["machine"]) + "." + (f"\n{HONEST}" if is_cpu else ""))
+        parts.append(busy(results["machine"]))
         parts.append(figure(results, "size", figures))
         main = [call for call in calls if is_main(call)]
         parts.append(markdown.ratios(main, ("activation", "dtype", "p"), complete=True))
@@ -97,6 +101,7 @@ def machine_part(results: dict[str, Any], figures: str) -> list[str]:
     blocks = [call for call in calls if call.case["place"] != "call"]
     return [
         f"## {device}: {machine['name']}",
+        busy(machine),
         markdown.machine(results),
         markdown.providers(results),
         titled("### Sizes", setting(sizes), figure(results, "size", figures)),
@@ -154,6 +159,20 @@ def where(machine: dict[str, Any]) -> str:
         return f"{machine['name']}, driver {driver}, torch {machine['torch']}"
     threads = f"{machine['threads']} threads on {machine['cpus']} cores"
     return f"{machine['name']}, {machine['instructions']}, {threads}, torch {machine['torch']}"
+
+
+def busy(machine: dict[str, Any]) -> str:
+    """A warning where others worked on the machine: threads that wait for each other wait for them.
+
+    The load is that before the session, which has no part in it.
+    """
+    load = machine["before"].get("load") or 0.0
+    if load < BUSY * machine["cpus"]:
+        return ""
+    return (
+        f"**Others kept the machine busy (a load of {load:.1f} on {machine['cpus']} cores): these "
+        "figures are to be measured again, not to be quoted.**"
+    )
 
 
 def figure(results: dict[str, Any], name: str, folder: str) -> str:
