@@ -60,12 +60,12 @@ def peak_bytes(call: Callable[[], object], device: str) -> int:
 
 
 def launches(call: Callable[[], object], device: str) -> int | None:
-    """Kernels, without copies and fills; None on the CPU, which has none."""
+    """Kernels, without copies and fills; None on the CPU, and where the profiler sees nothing."""
     if device != "cuda":
         return None
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
     on_device = [e for e in _events(call, activities) if e.device_type().name == "CUDA"]
-    return sum(not event.name().startswith(("Mem", "gpu_")) for event in on_device)
+    return sum(not event.name().startswith(("Mem", "gpu_")) for event in on_device) or None
 
 
 def _events(call: Callable[[], object], activities: list[Any], **options: Any) -> list[Any]:

@@ -155,7 +155,7 @@ def setting(calls: Sequence[Call]) -> str:
 
 def where(machine: dict[str, Any]) -> str:
     if machine["device"] == "cuda":
-        driver = machine["before"]["nvidia_smi"]["driver_version"]
+        driver = machine["before"].get("nvidia_smi", {}).get("driver_version", "unknown")
         return f"{machine['name']}, driver {driver}, torch {machine['torch']}"
     threads = f"{machine['threads']} threads on {machine['cpus']} cores"
     return f"{machine['name']}, {machine['instructions']}, {threads}, torch {machine['torch']}"
@@ -167,7 +167,7 @@ def busy(machine: dict[str, Any]) -> str:
     The load is that before the session, which has no part in it.
     """
     load = machine["before"].get("load") or 0.0
-    if load < BUSY * machine["cpus"]:
+    if machine["device"] == "cuda" or load < BUSY * machine["cpus"]:
         return ""
     return (
         f"**Others kept the machine busy (a load of {load:.1f} on {machine['cpus']} cores): these "

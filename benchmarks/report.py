@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .machine import ROOT
-from .results import Unfit, load
+from .results import Unfit, check_device, load
 
 README, PAGE = Path("README.md"), Path("docs/performance.md")
 FIGURES, NOTES = Path("docs/figures"), Path("benchmarks/notes.md")
@@ -32,11 +32,13 @@ def read(paths: list[Path]) -> list[dict[str, Any]]:
     """The CPU's first; raises Unfit for what the pages must not show."""
     found = [load(path) for path in paths]
     for results, path in zip(found, paths, strict=True):
+        check_device(results, path)
         device = results["machine"]["device"]
         if results["preset"] not in PRESETS[device]:
             raise Unfit(f"{path} is of the preset {results['preset']}: {PRESETS[device]} can stand")
-    if sum(results["machine"]["device"] == "cpu" for results in found) != 1:
-        raise Unfit("the pages show one CPU: give one file of it")
+    devices = sorted(results["machine"]["device"] for results in found)
+    if devices not in (["cpu"], ["cpu", "cuda"]):
+        raise Unfit(f"the pages show a CPU and a GPU, not {devices}: name the files to take")
     return sorted(found, key=lambda results: str(results["machine"]["device"] != "cpu"))
 
 

@@ -40,6 +40,9 @@ def size(elements: int) -> str:
     return f"2^{power}" if 1 << power == elements else str(elements)
 
 
+SHOWN = 10  # of the changes that do not count
+
+
 class Call(NamedTuple):
     """A case in one direction, and what each provider took for it."""
 
@@ -148,10 +151,9 @@ def print_changes(changes: list[Change], threshold: float, console: Console) -> 
     for column in ("case", "against", "ratio", "interval", ""):
         table.add_column(column, justify="left" if column in ("case", "against", "") else "right")
     middle = [c for c in changes if not c.is_slower(threshold) and not c.is_faster(threshold)]
-    for change in changes:
-        if change in middle:
-            continue
-        word = "[red]slower" if change.is_slower(threshold) else "[green]faster"
+    for change in [c for c in changes if c not in middle] + middle[:SHOWN]:
+        word = "[green]faster" if change.is_faster(threshold) else ""
+        word = "[red]slower" if change.is_slower(threshold) else word
         interval = f"{change.low:.2f} to {change.high:.2f}"
         table.add_row(change.what, change.against, f"{change.ratio:.2f}", interval, word)
     console.print(table)

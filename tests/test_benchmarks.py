@@ -354,7 +354,6 @@ def test_notes_are_in_the_page(root: Path) -> None:
     "machine",
     [
         {"device": "cuda"},
-        {"device": "cuda", "capability": "9.0", "before": {}},
         {"device": "cuda", "capability": "9.0", "before": {"nvidia_smi": {"name": "a GPU"}}},
     ],
 )
