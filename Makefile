@@ -70,7 +70,7 @@ gpu-check:  ## build, test, sanitize and time on a GPU, with the PyTorch that $(
 mutate: .venv/built  ## plant faults and see the tests catch them
 	$(RUN) tools/mutate.py $(ARGS)
 
-bench: .venv/built  ## time the operator against clone, eager and torch.compile
+bench: .venv/built  ## time the operator against what one would pick instead, and the memory's own speed
 	$(RUN) -m benchmarks $(ARGS)
 
 clean:  ## remove what was built; .venv stays
@@ -85,7 +85,7 @@ $(READY): pyproject.toml setup.py
 	rm -f .venv/ready-*
 	$(RUN) -m pip install --upgrade pip
 	$(RUN) -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH)
-	$(RUN) -m pip install -e '.[demo,dev,test]'
+	$(RUN) -m pip install -e '.[bench,demo,dev,test]'
 	touch $@
 
 # The objects are those of the editable install above: only what changed since is compiled.

@@ -1,140 +1,193 @@
-"""Ratios of the operator's time to its rivals': python -m benchmarks --help.
+"""Time the operator against everything a user would pick instead: python -m benchmarks.
 
-Forward is held against `x.clone()` and backward against `torch.add(x, dy)`: what the memory alone
-costs, each allocating its output. The rivals take turns within each round, and every figure is the
-median over the rounds of a ratio of neighbours, so that a machine that changes its speed does not
-decide.
+All rivals of a case take turns within each round, and are held against float64 before. Every figure
+is a median over the rounds, with the 20th and 80th percentile; "times faster" is the median of the
+ratios of the same rounds, so that a machine that changes its speed does not decide.
+
+The presets: quick (--quick, below two minutes on two cores), published (what README.md and
+docs/performance.md are made of, about eight minutes), gpu (what make gpu-check measures), full
+(everything). Options narrow a preset: --sizes 2^24 --activations relu. --list says what is in it.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
-from actreg_ext import activations, reference
-from actreg_ext.functional import act_reg
+from actreg_ext import activations
 
-L1, L2 = 1e-3, 1e-3
-REQUIRED = {"threshold": {"threshold": 0.1, "value": 0.0}}  # parameters without defaults
+from . import cases, compare, compilation, machine, results
+from .progress import progress
+from .providers import PROVIDERS
+from .session import Session, chosen
+from .timing import PACES, Pace
 
-Timed = Callable[[], object]
-
-
-def as_user_writes(x: torch.Tensor, name: str, p: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same computation in plain PyTorch: activation, penalties, dropout."""
-    a = reference.ACTIVATIONS[name][0](x, **REQUIRED.get(name, {}))
-    penalty = L1 * a.abs().mean() + L2 * a.square().mean()
-    return torch.nn.functional.dropout(a, p), penalty
+LATEST = machine.ROOT / "build" / "benchmarks.json"
 
 
-def forward(function: Callable[..., tuple[torch.Tensor, torch.Tensor]], *args: object) -> Timed:
-    """A call of the forward, with the graph that training needs."""
-    return lambda: function(*args)
+def elements(text: str) -> int:
+    base, _, power = text.partition("^")
+    return int(pow(int(base), int(power or 1)))
 
 
-def backward(
-    function: Callable[..., tuple[torch.Tensor, torch.Tensor]], x: torch.Tensor, *args: object
-) -> Timed:
-    """A call of the backward alone."""
-    output, penalty = function(x, *args)
-    gradients = (torch.ones_like(output), torch.ones_like(penalty))
-
-    def run() -> object:
-        return torch.autograd.grad((output, penalty), x, gradients, retain_graph=True)
-
-    return run
-
-
-def seconds(timed: Timed, calls: int) -> float:
-    """The mean time of a call."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        timed()
-    return (time.perf_counter() - start) / calls
-
-
-def ratios(rivals: dict[str, Timed], rounds: int, budget: float = 0.004) -> dict[str, float]:
-    """The median ratio of the operator's time ("fused") to each rival's."""
-    calls = {name: max(1, int(budget / max(seconds(run, 2), 1e-9))) for name, run in rivals.items()}
-    shares: dict[str, list[float]] = {name: [] for name in rivals}
-    for _ in range(rounds):
-        times = {name: seconds(run, calls[name]) for name, run in rivals.items()}
-        for name, taken in times.items():
-            shares[name].append(times["fused"] / taken)
-    return {name: statistics.median(share) for name, share in shares.items()}
-
-
-def compare(x: torch.Tensor, name: str, p: float, compiled: bool, rounds: int) -> list[float]:
-    """The ratios of one case, forward then backward: to memory, to eager, to compiled."""
-    dy = torch.ones_like(x)
-    extra = REQUIRED.get(name, {})
-
-    def fused(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return act_reg(x, name, l1=L1, l2=L2, p=p, **extra)
-
-    def eager(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return as_user_writes(x, name, p)
-
-    functions = {"fused": fused, "eager": eager}
-    if compiled:
-        torch._dynamo.reset()
-        functions["compiled"] = torch.compile(eager, dynamic=False)
-    row = []
-    for direction, floor in (
-        (forward, x.detach().clone),
-        (backward, lambda: torch.add(x.detach(), dy)),
-    ):
-        rivals = {"fused": direction(fused, x), "memory": floor}
-        rivals |= {key: direction(f, x) for key, f in functions.items()}
-        found = ratios(rivals, rounds)
-        row += [found[key] for key in ("memory", "eager", *(["compiled"] if compiled else []))]
-    return row
-
-
-def main() -> None:
-    """Print one table of ratios."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[2**24], help="elements")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--activations", nargs="+", default=["relu", "gelu", "silu"])
-    parser.add_argument("--p", type=float, nargs="+", default=[0.0, 0.1])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    names = list(activations()) if options.activations == ["all"] else options.activations
-
-    rivals = ["memory", "eager"] + ["compiled"] * (not options.no_compile)
-    columns = [f"{way} / {rival}" for way in ("forward", "backward") for rival in rivals]
-    table = Table(title="time of the fused operator as a multiple of the rival's (median)")
-    for column in ("elements", "dtype", "activation", "p", *columns):
-        table.add_column(column, justify="right")
-    cases = [
-        (size, dtype, name, p)
-        for size in options.sizes
-        for dtype in options.dtypes
-        for name in names
-        for p in options.p
-    ]
-    for size, dtype, name, p in track(cases, description="timing"):
-        x = torch.randn(size).to(getattr(torch, dtype)).requires_grad_()
-        row = compare(x, name, p, not options.no_compile, options.rounds)
-        table.add_row(f"2^{size.bit_length() - 1}", dtype, name, str(p), *(f"{r:.2f}" for r in row))
-    console = Console(width=160)
-    console.print(table)
-    console.print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
-        f"{torch.backends.cpu.get_cpu_capability()}"
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add = made.add_argument
+    add("--preset", choices=list(cases.PRESETS), default="published")
+    add("--quick", dest="preset", action="store_const", const="quick", help="--preset quick")
+    add("--full", dest="preset", action="store_const", const="full", help="--preset full")
+    add("--list", action="store_true", help="say what would be measured, and stop")
+    add("--device", choices=("cpu", "cuda"), default="cuda" if _has_gpu() else "cpu")
+    add("--threads", type=int, default=torch.get_num_threads())
+    add("--places", nargs="+", choices=cases.PLACES)
+    add("--directions", nargs="+", choices=cases.DIRECTIONS)
+    add("--sizes", nargs="+", type=elements, help="elements, such as 4096 or 2^24")
+    add("--dtypes", nargs="+", choices=cases.DTYPES)
+    add("--activations", nargs="+", choices=[*activations(), "all"], metavar="NAME")
+    add("--p", nargs="+", type=float)
+    add("--penalties", nargs="+", choices=list(cases.PENALTIES))
+    add("--providers", nargs="+", choices=list(PROVIDERS))
+    add("--rounds", type=int, help="exactly so many, instead of as many as the preset has time for")
+    add("--seconds", type=float, help="stop after so long; what matters most comes first")
+    add("--fill-only", action="store_true", help="compile the rivals into the cache, and stop")
+    add("--no-fill", action="store_true", help="do not compile in parallel beforehand")
+    add("--json", type=Path, default=LATEST, help=f"default: {LATEST.relative_to(machine.ROOT)}")
+    add("--csv", type=Path, help="the same as rows")
+    add("--figures", type=Path, help="a folder for the figures, as PNG and SVG")
+    add("--results", type=Path, help="show this file instead of measuring")
+    add("--compare", type=Path, metavar="OLD.json", help="what got slower; 1 is returned if any")
+    add("--threshold", type=float, default=0.1, help="a slowdown that counts, 0.1 if not given")
+    return made
+
+
+def _has_gpu() -> bool:
+    from actreg_ext import _C
+
+    return torch.cuda.is_available() and bool(_C.build_info()["cuda"])
+
+
+def sliced(options: argparse.Namespace) -> list[cases.Slice]:
+    """The preset, narrowed by the options."""
+    names = cases.every_activation() if options.activations == ["all"] else options.activations
+    axes = {
+        axis: getattr(options, axis)
+        for axis in ("places", "directions", "dtypes", "p", "penalties", "sizes", "providers")
+    }
+    return cases.narrowed(cases.PRESETS[options.preset](), {**axes, "activations": names})
+
+
+def fill(plan: list[cases.Planned], device: str) -> int:
+    """How many rivals did not compile."""
+    count = len(compilation.jobs(plan))
+    print(f"compiling {count} rivals", file=sys.stderr)
+    with progress(count) as advance:
+        failures = compilation.fill(plan, device, advance)
+    print(f"{count} compiled, {failures} failed", file=sys.stderr)
+    return failures
+
+
+def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
+    """A whole session; the file is written group by group, so that an end loses nothing."""
+    slices = sliced(options)
+    here = machine.describe(options.device)
+    if (load := here["before"]["load"] or 0.0) > 0.5:
+        print(f"others keep this machine busy: a load of {load:.1f}", file=sys.stderr)
+    plan, absent = chosen(cases.plan(slices), options.device)
+    lines = [f"{part.title}: {part.describe()}" for part in slices]
+    found = results.collect(here, command, options.preset, lines, absent)
+    if not options.no_fill:
+        fill(plan, options.device)
+    pace = PACES[options.preset]
+    if options.rounds:
+        pace = Pace(float("inf"), options.rounds, options.rounds)
+    session = Session(options.device, pace, options.seconds)
+    with progress(sum(map(len, session.passes(plan)))) as advance:
+        for group in session.groups(plan, advance):
+            results.add(found, group)
+            found["left_out"] = session.left_out
+            results.save(found, options.json)
+    found["left_out"] = session.left_out
+    found["machine"]["after"] = machine.clocks(options.device)
+    results.save(found, options.json)
+    return found
+
+
+def show(found: dict[str, Any], options: argparse.Namespace) -> None:
+    if options.csv:
+        results.write_csv(found, options.csv)
+    if options.figures:
+        from .figures import draw_all
+
+        draw_all(found, options.figures)
+    try:
+        from rich.console import Console
+
+        from .table import print_results
+    except ModuleNotFoundError:
+        print('pip install "actreg_ext[bench]" for a table; the rows:')
+        for row in results.rows(found):
+            print(json.dumps(row))
+        return
+    print_results(found, Console(width=None if sys.stdout.isatty() else 200))
+
+
+def held_against(found: dict[str, Any], options: argparse.Namespace) -> int:
+    """What got slower: how many cases beyond doubt and threshold."""
+    old = results.load(options.compare)
+    if old["machine"]["name"] != found["machine"]["name"]:
+        print(f"not the same machine: {old['machine']['name']}, {found['machine']['name']}")
+    changed = compare.changes(old, found)
+    if not changed:
+        print("the two have no case in common")
+        return 1
+    try:
+        from rich.console import Console
+
+        from .table import print_changes
+    except ModuleNotFoundError:
+        print(*changed, sep="\n")
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        print_changes(changed, options.threshold, console)
+    print(f"{compare.missing(old, found)} cases are in one of the two only")
+    return sum(change.is_slower(options.threshold) for change in changed)
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    made = parser()
+    options = made.parse_args(argv)
+    if options.device == "cuda" and not _has_gpu() and not options.list:
+        made.error("PyTorch sees no GPU here, or the kernels are not built")
+    if options.list:
+        for part in sliced(options):
+            print(f"{part.title}: {part.describe()}\n    {' '.join(part.providers)}")
+        return 0
+    torch.set_num_threads(options.threads)
+    if options.fill_only:
+        plan, _ = chosen(cases.plan(sliced(options)), options.device)
+        return 1 if fill(plan, options.device) else 0
+    if options.results:
+        found = results.load(options.results)
+    else:
+        found = measure(options, shlex.join(["python", "-m", "benchmarks", *argv]))
+    show(found, options)
+    bad = results.wrong(found)
+    slower = held_against(found, options) if options.compare else 0
+    if not options.results:
+        print(f"results: {options.json}")
+    return 1 if bad or slower else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

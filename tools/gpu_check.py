@@ -20,9 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_report import ROOT, cuda_program, describe_machine, held_to_budgets, nvidia_smi, table
 
-TIMING = [sys.executable, str(ROOT / "tools" / "gpu_timing.py")]
+SELF = Path(__file__).resolve()
+ROOT = SELF.parents[1]
+sys.path.insert(0, str(ROOT))
+# What they import need not be built yet: `smoke` and `once` import the rest when they run.
+from gpu_report import held_to_budgets, ratios, table  # noqa: E402
+
+from benchmarks import machine, results  # noqa: E402
+
+TIMING = [sys.executable, "-m", "benchmarks"]
 STEPS = ["build", "tests", "sanitizers", "timing"]
 SANITIZERS = ["memcheck", "racecheck", "synccheck"]
 COUNTERS = [
@@ -55,25 +62,32 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def default_path(here: dict[str, Any]) -> Path:
+    """In results/ for what a GPU has made; a rehearsal is none."""
+    slug = re.sub(r"\W+", "-", here["name"].lower()).strip("-")
+    if here["device"] == "cpu":
+        return ROOT / "build" / "gpu-check-rehearsal.json"
+    return ROOT / "results" / f"gpu-{slug}.json"
+
+
 class Check:
     """The steps, and what came of them."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options = options
         self.deadline: float = time.monotonic() + 60 * options.minutes
-        machine = describe_machine(options.device)
-        slug = re.sub(r"\W+", "-", machine["device"].lower())
-        self.path: Path = options.output or ROOT / "results" / f"gpu-{slug}.json"
-        self.results: dict[str, Any] = {"machine": machine, "steps": [], "rows": []}
-        self.rows_file, self.fill_log = folder / "rows.jsonl", folder / "fill.log"
+        here = machine.describe(options.device)
+        self.path: Path = options.output or default_path(here)
+        self.results = results.collect(here, " ".join(["python", *sys.argv]), "gpu", [], {})
+        self.results["steps"] = []
+        self.timed, self.fill_log = folder / "timed.json", folder / "fill.log"
         self.filling: subprocess.Popen[bytes] | None = None
 
     def left(self) -> float:
         return max(self.deadline - time.monotonic(), 1.0)
 
     def write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.results, indent=1) + "\n")
+        results.save(self.results, self.path)
 
     def note(self, name: str, outcome: str, begun: float, output: str) -> None:
         seconds = time.monotonic() - begun
@@ -111,8 +125,8 @@ class Check:
         self.run("tests", command, 0.45 * self.left())
 
     def sanitizers(self) -> None:
-        sanitizer = cuda_program("compute-sanitizer")
-        smoke = [sys.executable, str(Path(__file__).resolve()), "smoke"]
+        sanitizer = machine.cuda_program("compute-sanitizer")
+        smoke = [sys.executable, str(SELF), "smoke"]
         for i, tool in enumerate(SANITIZERS):
             if sanitizer is None:
                 self.note(tool, "skipped", time.monotonic(), "compute-sanitizer was not found")
@@ -124,16 +138,21 @@ class Check:
             # Each tensor is an allocation of its own then, and what lies behind it nobody's.
             self.run(tool, [*command, *smoke], share, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
-    def timing_command(self, what: str) -> list[str]:
+    def timing_command(self, *more: str) -> list[str]:
         options = self.options
-        command = [*TIMING, what, "--device", options.device, "--rounds", str(options.rounds)]
-        command += ["--elements", str(options.elements)]
-        return [*command, "--activations", *options.activations]
+        command = [*TIMING, "--preset", "gpu", "--device", options.device, *more]
+        for name in ("sizes", "activations", "dtypes", "rounds"):
+            if values := getattr(options, name):
+                command += [
+                    f"--{name}",
+                    *map(str, values if isinstance(values, list) else [values]),
+                ]
+        return command
 
     def start_filling(self) -> None:
         """Compile the rivals beside the steps before the timing, which alone needs quiet."""
         with self.fill_log.open("w") as log:
-            self.filling = start(self.timing_command("fill"), log)
+            self.filling = start(self.timing_command("--fill-only"), log)
 
     def timing(self) -> None:
         begun = time.monotonic()
@@ -148,64 +167,67 @@ class Check:
         end(self.filling)
         self.note("compilers", outcome, begun, self.fill_log.read_text())
         limit = max(self.left() - (60 if self.options.ncu else 0), 1.0)
-        seconds = max(limit - 15, 1.0)  # in the rest it may end by itself
-        command = [*self.timing_command("time"), "--rows", str(self.rows_file)]
-        self.run("timing", [*command, "--seconds", str(seconds)], limit)
-        self.results["machine"]["nvidia_smi_after"] = nvidia_smi()
-        self.read_rows()
+        seconds = max(limit - 25, 1.0)  # in the rest it begins, and ends by itself
+        more = ("--no-fill", "--seconds", str(seconds), "--json", str(self.timed))
+        self.run("timing", self.timing_command(*more), limit)
+        if self.timed.exists():
+            steps = self.results["steps"]
+            self.results = {**results.load(self.timed), "steps": steps}
         if self.options.ncu:
             self.profile()
 
-    def read_rows(self) -> None:
-        text = self.rows_file.read_text() if self.rows_file.exists() else ""
-        lines = [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]
-        if not lines:
-            return
-        plan, *rows = map(json.loads, lines)
-        measured = {(r["activation"], r["dtype"], r["p"], r["rival"]) for r in rows}
-        planned = [(*case, rival) for rival in plan["rivals"] for case in plan["cases"]]
-        self.results["ratio"] = "our time / the rival's in the same round: median, 20%, 80%"
-        self.results["modes"] = plan["modes"]
-        self.results["rows"] = rows
-        self.results["not_measured_in_time"] = [p for p in planned if p not in measured]
-
     def profile(self) -> None:
         """Some counters of the kernel that is slowest by the floor."""
-        floors = [row for row in self.results["rows"] if row["rival"] == "floor"]
-        ncu = cuda_program("ncu")
+        floors = [r for r in ratios(results.rows(self.results)) if r["rival"] == "floor"]
+        ncu = machine.cuda_program("ncu")
         if ncu is None or not floors:
             self.note("ncu", "skipped", time.monotonic(), "no ncu was found, or nothing was timed")
             return
         worst = max(floors, key=lambda row: row["ratio"])
         command = [ncu, "--kernel-name", f"{worst['direction']}_kernel", "--launch-skip", "1"]
         command += ["--launch-count", "1", "--clock-control", "none"]
-        command += ["--metrics", ",".join(COUNTERS), *TIMING, "once"]
-        command += ["--elements", str(worst["elements"]), "--activations", worst["activation"]]
-        command += ["--dtype", worst["dtype"], "--p", str(worst["p"])]
+        command += ["--metrics", ",".join(COUNTERS), sys.executable, str(SELF), "once"]
+        command += [json.dumps({axis: worst[axis] for axis in self.results["groups"][0]["case"]})]
         self.run("ncu", command, self.left())
 
     def report(self) -> int:
-        self.results["budgets"] = held_to_budgets(self.results["rows"])
+        self.results["budgets"] = held_to_budgets(results.rows(self.results))
         self.write()
-        missing = self.results.get("not_measured_in_time", [])
         failed = [
             s["step"] for s in self.results["steps"] if s["outcome"] in ("failed", "timed out")
         ]
-        wrong = sum(not row["is_right"] for row in self.results["rows"])
-        print(f"\n{table(self.results['budgets'])}\n\n{len(missing)} were not measured in time")
-        print(f"{wrong} rows of rivals that differ from float64, or with an operator that does")
+        wrong = results.wrong(self.results)
+        print(f"\n{table(self.results['budgets'])}\n")
+        print(f"{len(self.results['left_out'])} cases were not measured in time")
+        print(
+            f"{len(wrong)} were not timed, as they failed or differ from float64",
+            *wrong[:20],
+            sep="\n",
+        )
         print(f"results: {self.path}")
         print(f"failed: {', '.join(failed)}" if failed else "no step failed")
         return 1 if failed else 0
 
 
+def once(axes: dict[str, Any], device: str) -> int:
+    """Forward and backward of one case, for a profiler."""
+    from benchmarks import places
+    from benchmarks.cases import Case
+    from benchmarks.providers import PROVIDERS
+
+    case = Case(**axes)
+    xs, dy = places.inputs(case, device)
+    ours = places.subject(case, PROVIDERS["fused"], xs, dy)
+    for run in ours.runs("both"):
+        run()
+    return 0
+
+
 def smoke(device: str) -> int:
     """Both kernels for every element, address and end, against float64: 192 launches of ours."""
-    sys.path.insert(0, str(ROOT))
-    from gpu_timing import relative_error, tolerance
-
     from actreg_ext import reference
     from actreg_ext.functional import act_reg
+    from benchmarks.correctness import relative_error, tolerance
 
     def results(function: Any, x: torch.Tensor, name: str, p: float) -> tuple[torch.Tensor, ...]:
         y, penalty = function(x.requires_grad_(), name, l1=0.5, l2=0.25, p=p, seed=1)
@@ -228,20 +250,23 @@ def smoke(device: str) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", nargs="?", default="check", choices=("check", "smoke"))
+    parser.add_argument("command", nargs="?", default="check", choices=("check", "smoke", "once"))
+    parser.add_argument("case", nargs="?", help="of once")
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything together")
     parser.add_argument("--output", type=Path, help="results/gpu-<device>.json")
     parser.add_argument("--steps", nargs="+", choices=STEPS, help="all of them, on a GPU")
     parser.add_argument("--ncu", action="store_true", help="profile the slowest kernel as well")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu rehearses")
-    parser.add_argument("--elements", type=int, default=2**26)
-    parser.add_argument("--activations", nargs="*", default=[], help="all of them if none is named")
-    parser.add_argument("--rounds", type=int, default=7)
+    for axis in ("sizes", "activations", "dtypes"):
+        parser.add_argument(f"--{axis}", nargs="+", help="of the timing; see python -m benchmarks")
+    parser.add_argument("--rounds", type=int)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no GPU here; --device cpu rehearses the timing")
     if options.command == "smoke":
         return smoke(options.device)
+    if options.command == "once":
+        return once(json.loads(options.case), options.device)
     steps = options.steps or (STEPS if options.device == "cuda" else ["timing"])
     with tempfile.TemporaryDirectory() as folder:
         check = Check(options, Path(folder))

@@ -1,0 +1,158 @@
+"""Where it is computed: in a call of its own, in blocks of networks, in a whole training step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch._functorch.config
+from torch import Tensor, nn
+
+from .cases import Case
+from .providers import Layer, Provider
+from .timing import Runs
+
+WIDTH, HIDDEN, TOKENS = 512, 2048, 128
+PASSES = {
+    "forward": 2,
+    "backward": 3,
+    "both": 5,
+}  # over the elements, that a call cannot do without
+CACHES = 4  # times the last cache of a GPU: as many bytes the inputs rotate among
+
+
+class Block(nn.Module):
+    """A network around the layer: y, and the layer's penalty."""
+
+    def __init__(self, place: str, layer: Layer) -> None:
+        super().__init__()
+        self.place, self.layer = place, layer
+        self.norm = nn.LayerNorm(WIDTH) if place == "ffn" else nn.Identity()
+        self.up = nn.Linear(WIDTH, HIDDEN)
+        self.down = nn.Identity() if place == "sae" else nn.Linear(HIDDEN, WIDTH)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y, *penalty = self.layer(self.up(self.norm(x)))
+        y = self.down(y)
+        return (x + y if self.place == "ffn" else y, *penalty)
+
+
+@dataclass
+class Subject:
+    """What one provider does in one case."""
+
+    function: Layer
+    xs: list[Tensor]
+    dy: Tensor
+    outputs: int  # 2 with a penalty
+    parameters: list[Tensor] = field(default_factory=list)
+    is_floor: bool = False
+    writes_input: bool = False
+
+    def ready(self, x: Tensor) -> Tensor:
+        return x.detach().clone().requires_grad_() if self.writes_input else x
+
+    def call(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.function(x)[: self.outputs]
+
+    def gradients(self, x: Tensor, outputs: tuple[Tensor, ...], keep: bool) -> tuple[Tensor, ...]:
+        ones = [torch.ones_like(penalty) for penalty in outputs[1:]]
+        into = [x, *self.parameters]
+        return torch.autograd.grad(outputs, into, [self.dy, *ones], retain_graph=keep)
+
+    def runs(self, direction: str) -> Runs:
+        """The call to be timed, once for each of the inputs that rotate."""
+        if self.is_floor:
+            return [self._floor(direction, x.detach()) for x in self.xs]
+        xs = [self.ready(x) for x in self.xs]
+        if direction == "forward":
+            return [partial(self.function, x) for x in xs]
+        if direction == "backward":
+            return [self._backward(x) for x in xs]
+        if direction == "both":
+            return [partial(self._both, x) for x in xs]
+        return [partial(self._step, self._optimizer(), x) for x in xs]
+
+    def _floor(self, direction: str, x: Tensor) -> Callable[[], object]:
+        if direction == "forward":
+            return x.clone
+        if direction == "backward":
+            return partial(torch.add, x, self.dy)
+        return lambda: (x.clone(), torch.add(x, self.dy))
+
+    def _backward(self, x: Tensor) -> Callable[[], object]:
+        outputs = self.call(x)
+        ones = [torch.ones_like(penalty) for penalty in outputs[1:]]
+        into = [x, *self.parameters]
+        return partial(torch.autograd.grad, outputs, into, [self.dy, *ones], retain_graph=True)
+
+    def _both(self, x: Tensor) -> object:
+        return self.gradients(x, self.call(x), keep=False)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([p for p in self.parameters], lr=1e-6)
+
+    def _step(self, optimizer: torch.optim.Optimizer, x: Tensor) -> object:
+        y, *penalty = self.call(x)
+        loss = y.float().square().mean()
+        for term in penalty:
+            loss = loss + term
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        return None
+
+
+def inputs(case: Case, device: str) -> tuple[list[Tensor], Tensor]:
+    """Some x, on a GPU of more bytes together than its caches hold, and a dy."""
+    dtype = getattr(torch, case.dtype)
+    shape: tuple[int, ...] = (case.elements,)
+    out = shape
+    if case.place != "call":
+        rows = max(1, case.elements // HIDDEN)
+        shape = (rows, WIDTH)
+        if case.place == "ffn":
+            shape = (math.ceil(rows / TOKENS), min(rows, TOKENS), WIDTH)
+        out = (rows, HIDDEN) if case.place == "sae" else shape
+    count = 1
+    if device == "cuda":
+        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        count = max(2, math.ceil(CACHES * cache / (math.prod(shape) * dtype.itemsize)))
+        count = min(count, 64)  # of tiny tensors no number leaves the cache
+    torch.manual_seed(0)
+    needs = case.place != "step"  # data has no gradient
+    xs = [torch.randn(shape, device=device).to(dtype) for _ in range(count)]
+    return [x.requires_grad_(needs) for x in xs], torch.randn(out, device=device).to(dtype)
+
+
+def subject(case: Case, provider: Provider, xs: list[Tensor], dy: Tensor) -> Subject:
+    """The provider in its place; compiled as a whole where it is one that compiles."""
+    outputs = 2 if case.penalty != "none" and "penalty" in provider.does else 1
+    if provider.layer is None:
+        return Subject(lambda x: (x,), xs, dy, outputs, is_floor=True)
+    function, parameters = provider.layer(case), list[Tensor]()
+    if case.place != "call":
+        block = block_of(case, function).to(dy.device, dy.dtype)
+        function, parameters = block, list(block.parameters())
+    if provider.mode is not None:
+        torch._dynamo.reset()
+        function = torch.compile(function, dynamic=False, fullgraph=True, **provider.mode)
+    return Subject(function, xs, dy, outputs, parameters, writes_input=provider.writes_input)
+
+
+def block_of(case: Case, layer: Layer) -> Block:
+    """The block with the same weights for every provider."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return Block("mlp" if case.place == "step" else case.place, layer)
+
+
+@contextmanager
+def graphs_that_stay() -> Iterator[None]:
+    """Lets the backward of compiled code run again: its timing needs that."""
+    with torch._functorch.config.patch(donated_buffer=False):
+        yield

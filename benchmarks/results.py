@@ -1,0 +1,156 @@
+"""The results file: what a session found, on which machine, by which command; and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+DIGITS = 4  # significant: the times are not better than that
+
+
+class Unfit(ValueError):
+    """A results file that must not be shown as what it says it is."""
+
+
+def collect(
+    machine: dict[str, Any],
+    command: str,
+    preset: str,
+    slices: Iterable[str],
+    absent: dict[str, str],
+) -> dict[str, Any]:
+    """A file without results yet."""
+    return {
+        "schema": SCHEMA,
+        "machine": machine,
+        "command": command,
+        "preset": preset,
+        "slices": list(slices),
+        "absent": absent,
+        "left_out": [],
+        "groups": [],
+    }
+
+
+def add(results: dict[str, Any], group: dict[str, Any]) -> None:
+    """A group, or what another pass found in the same case."""
+    group = rounded(group)
+    for known in results["groups"]:
+        if known["case"] == group["case"]:
+            break
+    else:
+        results["groups"].append(group)
+        return
+    for part in ("errors", "failed", "memory"):
+        known[part] = group[part] | known[part]
+    for direction, times in group["times"].items():
+        known["times"][direction] = times | known["times"].get(direction, {})
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(part) for part in value]
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None  # as JSON has neither
+
+
+def save(results: dict[str, Any], path: Path) -> None:
+    """One line for each group, so that a file is small and its differences can be read."""
+    head = {key: value for key, value in results.items() if key != "groups"}
+    text = json.dumps(head, indent=1).removesuffix("\n}")
+    groups = ",\n  ".join(json.dumps(group) for group in results["groups"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{text},\n "groups": [\n  {groups}\n ]\n}}\n')
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Raises Unfit for anything but results of this version."""
+    try:
+        found = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise Unfit(f"{path} is no JSON: {error}") from None
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise Unfit(f"{path} is no results file of schema {SCHEMA}")
+    return found
+
+
+def digest(results: dict[str, Any]) -> str:
+    """Of all that was found: the same before and after the file."""
+    return hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_device(results: dict[str, Any], path: Path) -> None:
+    """Figures of a GPU stand only if a GPU made them: it is described, and was seen to run kernels.
+
+    Raises Unfit otherwise.
+    """
+    machine = results["machine"]
+    if machine["device"] == "cpu":
+        return
+    if not machine.get("capability"):
+        raise Unfit(f"{path} says it was made on {machine['device']}, and names no GPU")
+    for group in results["groups"]:
+        for name, found in group["memory"].items():
+            if not found["launches"]:
+                raise Unfit(f"{path}: {name} launched no kernel in {group['case']}")
+
+
+def rows(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Flat: one for each case, direction and provider that was timed."""
+    for group in results["groups"]:
+        for direction, times in group["times"].items():
+            for provider, found in times.items():
+                memory = group["memory"].get(provider, {})
+                error, penalty_error = group["errors"][provider]
+                yield {
+                    **group["case"],
+                    "direction": direction,
+                    "provider": provider,
+                    **found,
+                    **memory,
+                    "error": error,
+                    "penalty_error": penalty_error,
+                }
+
+
+def wrong(results: dict[str, Any]) -> list[str]:
+    """What was not timed because its numbers were not right, or because it failed."""
+    found = []
+    for group in results["groups"]:
+        timed = {name for times in group["times"].values() for name in times}
+        case = " ".join(str(value) for value in group["case"].values())
+        for name, error in group["errors"].items():
+            if name not in timed and group["times"]:
+                off = ["wholly" if e is None else f"by {e:.2g}" for e in error]
+                found.append(f"{name}: {case}: is off {off[0]}, its penalty {off[1]}")
+        found += [f"{name}: {case}: {why}" for name, why in group["failed"].items()]
+    return found
+
+
+def write_csv(results: dict[str, Any], path: Path) -> None:
+    """A spread becomes three columns; the machine goes into columns too, to join many files."""
+    flat = []
+    machine = {key: results["machine"][key] for key in ("device", "name", "threads", "commit")}
+    for row in rows(results):
+        line: dict[str, Any] = {}
+        for key, value in row.items():
+            if isinstance(value, list | tuple):
+                line |= dict(zip((key, f"{key}_20", f"{key}_80"), value, strict=True))
+            else:
+                line[key] = value
+        flat.append(line | machine)
+    columns = list(dict.fromkeys(key for line in flat for key in line))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(flat)

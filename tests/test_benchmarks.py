@@ -1,0 +1,372 @@
+"""The benchmark tool: its statistics, its checks and its pages; nothing here is timed."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import actreg_ext
+from actreg_ext.functional import act_reg
+from benchmarks import __main__ as program
+from benchmarks import (
+    cases,
+    compare,
+    correctness,
+    memory,
+    places,
+    report,
+    results,
+    session,
+    timing,
+)
+from benchmarks.cases import Case
+from benchmarks.places import inputs, subject
+from benchmarks.providers import PROVIDERS, Provider, coefficients
+from benchmarks.timing import Lap, Pace, Spread
+
+ROOT = Path(__file__).parents[1]
+CASE = Case("call", "gelu", "float32", 0.1, "both", 4096)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_blocks() -> Iterator[None]:
+    """The same networks, less wide: their time is not looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(places, "WIDTH", 16)
+        patch.setattr(places, "HIDDEN", 64)
+        yield
+
+
+def laps(*seconds: float) -> dict[int, Lap]:
+    return {turn: Lap(each, each) for turn, each in enumerate(seconds)}
+
+
+def test_spread_of_known_numbers() -> None:
+    assert timing.spread([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == Spread(3.5, 2.0, 5.0)
+    assert timing.spread([7.0]) == Spread(7.0, 7.0, 7.0)
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    """A machine that slows down threefold in the middle changes no ratio."""
+    ours, theirs = laps(1.0, 1.0, 3.0, 3.0, 3.0), laps(2.0, 2.0, 6.0, 6.0, 6.0)
+    assert timing.paired(theirs, ours) == Spread(2.0, 2.0, 2.0)
+    del theirs[0]
+    assert timing.paired(theirs, ours) == Spread(2.0, 2.0, 2.0)
+
+
+class Clock:
+    """A stopwatch without time: each call costs what its rival is said to cost."""
+
+    def __init__(self) -> None:
+        self.order: list[Any] = []
+
+    def __call__(self, runs: Any, calls: int) -> Lap:
+        self.order.append(runs[0]())
+        return Lap(1.0, 1.0)
+
+    def calls(self, runs: Any) -> int:
+        return 1
+
+
+def test_rivals_take_turns() -> None:
+    clock = Clock()
+    rivals: dict[str, Any] = {"a": [lambda: "a"], "b": [lambda: "b"]}
+    found, _ = timing.interleaved(rivals, Pace(math.inf, 3, 3), clock)  # type: ignore[arg-type]
+    assert "".join(clock.order) == "abbaab"
+    assert {name: len(taken) for name, taken in found.items()} == {"a": 3, "b": 3}
+
+
+def test_who_has_spent_its_time_stops() -> None:
+    rivals: dict[str, Any] = {"a": [lambda: "a"]}
+    found, _ = timing.interleaved(rivals, Pace(0.0, 2, 9), Clock())  # type: ignore[arg-type]
+    assert len(found["a"]) == 2
+
+
+def test_a_sample_is_long_enough() -> None:
+    calls = timing.Stopwatch("cpu").calls([lambda: None], 1e-3)
+    assert calls > 100
+
+
+def is_right(provider: Provider, case: Case = CASE) -> bool:
+    xs, dy = inputs(case, "cpu")
+    xs[0].data.flatten()[:64] = 0.0  # where no output tells which were kept
+    timed = subject(case, provider, xs, dy)
+    return correctness.Judge(case).error(provider, timed).is_right(case)
+
+
+@pytest.mark.parametrize("place", cases.PLACES)
+@pytest.mark.parametrize("name", ["fused", "eager", "activation"])
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_providers_are_right(name: str, dtype: str, place: str) -> None:
+    case = CASE._replace(dtype=dtype, place=place)
+    if PROVIDERS[name].fits(case):
+        assert is_right(PROVIDERS[name], case)
+
+
+def wrong_gradient(case: Case) -> Any:
+    def layer(x: torch.Tensor) -> Any:
+        y, penalty = PROVIDERS["eager"].layer(case)(x)  # type: ignore[misc]
+        return y + 0.01 * (x - x.detach()), penalty
+
+    return layer
+
+
+def changed(**options: Any) -> Callable[[Case], Any]:
+    def layer(case: Case) -> Any:
+        arguments = {"activation": case.activation, "p": case.p, "reduction": "sum"}
+        return partial(act_reg, **{**arguments, **coefficients(case), **options})
+
+    return layer
+
+
+WRONG = {
+    "another activation": changed(activation="gelu_tanh"),
+    "no dropout": changed(p=0.0),
+    "too much dropout": changed(p=0.2),
+    "penalty without L1": changed(l1=0.0),
+    "penalty of the mean": changed(reduction="mean"),
+    "penalty after dropout": changed(penalty_on="output"),
+    "gradient off by a hundredth": wrong_gradient,
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_providers_are_found(what: str) -> None:
+    provider = replace(PROVIDERS["fused"], layer=WRONG[what])
+    if what.startswith("gradient"):
+        provider = replace(PROVIDERS["eager"], layer=WRONG[what])
+    assert not is_right(provider)
+
+
+def test_wrong_blocks_are_found() -> None:
+    provider = replace(PROVIDERS["fused"], layer=WRONG["another activation"])
+    case = CASE._replace(place="mlp")
+    assert not is_right(provider, case)
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """Results of a real session, of two cases; one provider is wrong, and one fails."""
+    names = ["floor", "fused", "eager", "activation", "liger"]
+    shapes = (CASE, CASE._replace(place="mlp", elements=2**12))
+    plan = [cases.Planned(case, ["forward", "backward"], names, ["size"]) for case in shapes]
+
+    def fail(case: Case) -> Any:
+        raise RuntimeError("does not run")
+
+    planted = {
+        "activation": replace(PROVIDERS["activation"], layer=WRONG["another activation"]),
+        "liger": replace(PROVIDERS["liger"], layer=fail, names=None),
+    }
+    machine = {"device": "cpu", "name": "a CPU", "threads": 2, "cpus": 2, "commit": "0" * 40}
+    machine |= {"instructions": "AVX2", "torch": "2", "python": "3", "before": {"load": 0.5}}
+    made = results.collect(machine, "python -m benchmarks", "published", ["size"], {})
+    with pytest.MonkeyPatch.context() as patch:
+        for name, provider in planted.items():
+            patch.setitem(PROVIDERS, name, provider)
+        for group in session.Session("cpu", Pace(0.0, 3, 3)).groups(plan, lambda what: None):
+            results.add(made, group)
+    return made
+
+
+def test_a_session_times_what_is_right(found: dict[str, Any]) -> None:
+    call, block = found["groups"]
+    assert list(call["times"]["forward"]) == ["floor", "fused", "eager"]
+    assert list(block["times"]["backward"]) == ["fused", "eager"]
+    ours, theirs = (call["times"]["forward"][name] for name in ("fused", "eager"))
+    assert ours["rounds"] == 3 and ours["seconds"][1] <= ours["seconds"][0] <= ours["seconds"][2]
+    assert ours["gb_per_s"] == pytest.approx(2 * 4 * 4096 / ours["seconds"][0] / 1e9, rel=1e-3)
+    assert "floors" in ours and "faster" not in ours and "faster" in theirs
+    wrong = "\n".join(results.wrong(found))
+    assert "activation: call gelu" in wrong and "RuntimeError: does not run" in wrong
+
+
+def test_results_survive_the_file(found: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.json"
+    results.save(found, path)
+    assert results.load(path) == found == json.loads(path.read_text())
+    assert results.digest(results.load(path)) == results.digest(found)
+
+
+def test_csv_has_every_row(found: dict[str, Any], tmp_path: Path) -> None:
+    results.write_csv(found, tmp_path / "rows.csv")
+    with (tmp_path / "rows.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    flat = list(results.rows(found))
+    assert len(lines) == len(flat) == 10
+    for line, row in zip(lines, flat, strict=True):
+        assert line["provider"] == row["provider"] and line["commit"] == "0" * 40
+        assert float(line["seconds"]) == row["seconds"][0]
+        assert float(line["seconds_80"]) == row["seconds"][2]
+
+
+@pytest.mark.parametrize("line", ["not json", "[]", '{"schema": 0}'])
+def test_other_files_are_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "x.json").write_text(line)
+    with pytest.raises(results.Unfit):
+        results.load(tmp_path / "x.json")
+
+
+def slowed(found: dict[str, Any], factor: float, noise: float = 1.0) -> dict[str, Any]:
+    other = copy.deepcopy(found)
+    for group in other["groups"]:
+        for times in group["times"].values():
+            for name, row in times.items():
+                for key, size in (("floors", factor), ("faster", 1 / factor)):
+                    if (name == "fused") == (key == "floors") and key in row:
+                        middle = row[key][0] * size
+                        row[key] = [middle, middle / noise, middle * noise]
+    return other
+
+
+@pytest.mark.parametrize(
+    ("factor", "noise", "code"),
+    [(1.0, 1.0, 0), (1.05, 1.0, 0), (1.3, 1.0, 1), (1.3, 2.0, 0), (0.5, 1.0, 0)],
+)
+def test_compare_tells_what_got_slower(
+    found: dict[str, Any], tmp_path: Path, factor: float, noise: float, code: int
+) -> None:
+    """1.3 times is slower, unless it is within the noise."""
+    good = copy.deepcopy(found)
+    for group in good["groups"]:
+        group["failed"], group["errors"] = {}, dict.fromkeys(group["errors"], [0.0, 0.0])
+        group["errors"].pop("activation", None)
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    results.save(slowed(good, 1.0), old)
+    results.save(slowed(good, factor, noise), new)
+    changes = compare.changes(results.load(old), results.load(new))
+    assert len(changes) == 4
+    assert all(change.ratio == pytest.approx(factor) for change in changes)
+    assert program.main(["--results", str(new), "--compare", str(old)]) == code
+
+
+def test_quick_is_these_cases() -> None:
+    plan = cases.plan(cases.quick())
+    timed = {(item.case.place, item.case.activation) for item in plan}
+    assert {name for place, name in timed if place == "call"} == set(actreg_ext.activations())
+    assert {place for place, _ in timed} == set(cases.PLACES)
+    assert {item.case.dtype for item in plan} == set(cases.DTYPES)
+    assert {item.case.penalty for item in plan} == set(cases.PENALTIES)
+    assert {d for item in plan for d in item.directions} == set(cases.DIRECTIONS)
+    assert len(plan) == len({item.case for item in plan}) == 38
+    assert sum(len(item.directions) for item in plan if "compile" in item.providers) == 16
+
+
+def test_full_is_everything() -> None:
+    plan = cases.plan(cases.full())
+    axes = (cases.DTYPES, (0.0, 0.1), cases.PENALTIES, cases.SIZES)
+    every = {
+        Case("call", name, *rest)
+        for name, rest in itertools.product(actreg_ext.activations(), itertools.product(*axes))
+    }
+    assert {item.case for item in plan if item.case.place == "call"} == every
+    assert cases.SIZES[0] == 2**4 and cases.SIZES[-1] == 2**26
+    assert {name for item in plan for name in item.providers} == set(PROVIDERS)
+
+
+def test_options_narrow_a_preset() -> None:
+    options = program.parser().parse_args(
+        "--sizes 2^10 --activations relu --providers fused".split()
+    )
+    plan = cases.plan(program.sliced(options))
+    assert {item.case.elements for item in plan} == {1024}
+    assert {item.case.activation for item in plan if item.case.place == "call"} == {"relu"}
+    assert {name for item in plan for name in item.providers} == {"fused"}
+
+
+def test_absent_rivals_are_named() -> None:
+    plan, absent = session.chosen(cases.plan(cases.published()), "cpu")
+    assert set(absent) >= {"max-autotune", "cooperative", "triton-dropout", "liger"}
+    assert not {name for item in plan for name in item.providers} & set(absent)
+
+
+def test_saved_bytes_count_storages_once() -> None:
+    x, weight = torch.randn(64, requires_grad=True), torch.randn(64, requires_grad=True)
+    assert memory.saved_bytes(lambda: x * x) == 256
+    assert memory.saved_bytes(lambda: x * weight + x[:32].repeat(2)) == 512
+    assert memory.saved_bytes(lambda: x * weight, [weight]) == 256
+
+
+def test_peak_counts_what_is_gone_again() -> None:
+    def call() -> torch.Tensor:
+        large = torch.empty(1 << 20, dtype=torch.uint8)
+        del large
+        return torch.empty(1 << 18, dtype=torch.uint8)
+
+    assert memory.peak_bytes(call, "cpu") == 1 << 20
+
+
+def test_the_operator_keeps_less_than_plain_pytorch(found: dict[str, Any]) -> None:
+    for group in found["groups"]:
+        kept = {name: weighed["saved"] for name, weighed in group["memory"].items()}
+        assert 0 < kept["fused"] < kept["eager"]
+
+
+def test_pages_are_what_the_results_say() -> None:
+    """README.md, docs/performance.md and the figures; python -m benchmarks.report renews them."""
+    assert report.stale(report.read(report.files(ROOT)), ROOT) == []
+
+
+@pytest.fixture
+def root(found: dict[str, Any], tmp_path: Path) -> Path:
+    """A checkout with results and no pages yet."""
+    for folder in ("results", "docs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "README.md").write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
+    results.save(found, tmp_path / "results" / "cpu.json")
+    return tmp_path
+
+
+def test_a_page_changed_by_hand_is_stale(root: Path) -> None:
+    arguments = ["--root", str(root)]
+    assert report.main([*arguments, "--check"]) == 1
+    assert report.main(arguments) == 0
+    assert report.main([*arguments, "--check"]) == 0
+    readme = (root / "README.md").read_text()
+    assert readme.startswith(f"above\n{report.BEGIN}\n") and readme.endswith(
+        f"{report.END}\nbelow\n"
+    )
+    assert "old" not in readme.splitlines()
+    page = root / "docs" / "performance.md"
+    page.write_text(page.read_text() + "By hand: 1000 times faster.\n")
+    assert report.main([*arguments, "--check"]) == 1
+
+
+def test_notes_are_in_the_page(root: Path) -> None:
+    (root / "benchmarks").mkdir()
+    (root / "benchmarks" / "notes.md").write_text("## Where the time goes\n\nHere.\n")
+    assert report.main(["--root", str(root)]) == 0
+    assert (root / "docs" / "performance.md").read_text().endswith("time goes\n\nHere.\n")
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [
+        {"device": "cuda"},
+        {"device": "cuda", "capability": "9.0", "before": {"nvidia_smi": {"name": "a GPU"}}},
+    ],
+)
+def test_a_gpu_has_to_have_made_its_figures(
+    found: dict[str, Any], root: Path, machine: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Results that say cuda and name no GPU, or launched no kernel, are refused."""
+    claimed = {**found, "machine": {**found["machine"], **machine}}
+    results.save(claimed, root / "results" / "gpu.json")
+    assert report.main(["--root", str(root)]) == 1
+    assert "gpu.json" in capsys.readouterr().err
+
+
+def test_quick_results_are_not_published(found: dict[str, Any], root: Path) -> None:
+    results.save({**found, "preset": "quick"}, root / "results" / "cpu.json")
+    assert report.main(["--root", str(root)]) == 1
