@@ -36,7 +36,7 @@ SHORT_P = 0.29  # the best multiple of 0.01
 KEPT = {"float": 16, "double": 42}  # bits of ln2's high part: k times it is exact
 HALF = mpf(1) / 2
 HEAD = """\
-// The coefficients of math.h, for each precision. Layer: core.
+// The coefficients of exponential.h and math.h, for each precision. Layer: core.
 // Printed by tools/fit_polynomials.py, which says how they were found: highest power first. Errors
 // are relative, of the rounded coefficients in exact arithmetic.
 #pragma once
@@ -165,7 +165,9 @@ def show_short():
     zs, values = tail_over_gaussian(LIMIT["float"])
     p = rounded(mpf(SHORT_P), "float")
     ts = 1 / (1 + p * zs)
-    sizes = [z * value * mp.exp(-z * z / 2) if z > 1 else 1 for z, value in zip(zs, values)]
+    sizes = [
+        z * value * mp.exp(-z * z / 2) if z > 1 else 1 for z, value in zip(zs, values, strict=True)
+    ]
     slack = np.array([min(mpf(8), max(mpf(1), mpf(2) ** -14 / size)) for size in sizes])
     columns = powers(ts, tail_degree + 1, 1)
     print(f"  static constexpr float kTailScale = {literal(p, 'float')};")

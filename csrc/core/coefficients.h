@@ -1,4 +1,4 @@
-// The coefficients of math.h, for each precision. Layer: core.
+// The coefficients of exponential.h and math.h, for each precision. Layer: core.
 // Printed by tools/fit_polynomials.py, which says how they were found: highest power first. Errors
 // are relative, of the rounded coefficients in exact arithmetic.
 #pragma once
