@@ -10,8 +10,8 @@ RUN := .venv/bin/python
 READY := .venv/ready-torch-$(TORCH)
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 FORMATTED := $(shell find csrc tests \( -name '*.h' -o -name '*.cpp' -o -name '*.cu*' \) 2>/dev/null)
-SANITIZED := $(patsubst %.cpp,build/sanitize/%.o,$(wildcard csrc/cpu/*.cpp tests/core/*.cpp \
-	tests/emulation/emulation.cpp tests/emulation/kernels_*.cpp))
+SANITIZED := $(patsubst %.cpp,build/sanitize/%.o,$(wildcard csrc/cpu/*.cpp tests/core/*.cpp) \
+	$(filter-out %/torch_cuda.cpp,$(wildcard tests/emulation/*.cpp)))
 # Without use-after-scope and null checks: the first makes the compiler 20 times slower on inlined
 # SIMD temporaries, the second is a crash anyway.
 SANITIZE := -std=c++17 -O1 -g1 -fsanitize=address,undefined -fno-sanitize=null \
@@ -103,6 +103,6 @@ build/sanitize/test_core: $(SANITIZED)
 	$(CXX) $(SANITIZE) $^ -o $@
 
 build/sanitize/tests/emulation/%.o: SANITIZE += -DACTREG_DEVICE_MATH
-build/sanitize/%.o: %.cpp $(NATIVE) $(wildcard tests/core/*.h tests/emulation/include/*.h)
+build/sanitize/%.o: %.cpp $(NATIVE) $(wildcard tests/core/*.h tests/emulation/*.h tests/emulation/include/*.h)
 	@mkdir -p $(@D)
 	$(CXX) $(SANITIZE) -c $< -o $@

@@ -45,6 +45,17 @@ def test_grid_and_order_change_no_bit(dtype: torch.dtype, n: int) -> None:
         assert all(map(torch.equal, result, results[0]))
 
 
+def test_blocks_side_by_side() -> None:
+    """Each launch finds another tensor's parts in the workspace, and has to bring its own."""
+    xs = torch.randn(2, 5 * 4096 + 3)
+    configure(multiprocessors=0)
+    expected = [act_reg(x, "identity", l1=1.0, l2=1.0).penalty for x in xs]
+    for order in range(2, 30):
+        configure(1, order)
+        for x, penalty in zip(xs, expected, strict=True):
+            assert torch.equal(act_reg(x, "identity", l1=1.0, l2=1.0).penalty, penalty)
+
+
 def test_more_parts_than_the_workspace_has() -> None:
     """A part is then several tiles, which one block sums."""
     x = torch.rand(4096 * 2048 + 5000, dtype=torch.float64) - 0.5

@@ -1,18 +1,16 @@
-// The emulation's scheduler: threads as fibers, barriers, shuffles; and the conversions of halves.
-#include <ucontext.h>
-
+// The emulation's scheduler: threads as fibers, blocks that take turns, barriers, shuffles.
 #include <algorithm>
-#include <memory>
+#include <cstring>
 #include <numeric>
 #include <random>
 #include <stdexcept>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda_runtime.h"
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#endif
+#include "fiber.h"
+#include "memory.h"
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -23,60 +21,39 @@ Settings settings;
 namespace {
 
 constexpr unsigned kLanes = 32;
-constexpr std::size_t kStackBytes = 128 * 1024;
+constexpr unsigned kBlocksAtOnce = 4;
 
-struct Fiber {
-  ucontext_t context;
-  std::unique_ptr<char[]> stack{new char[kStackBytes]};
+struct Thread {
+  Fiber fiber;
   enum { kRunnable, kAtWarpBarrier, kAtBlockBarrier, kDone } state;
+  Place place;          // of the barrier
   uint64_t brought[2];  // to the shuffles, by turns: a lane may be one ahead of its readers
   unsigned shuffles;
 };
 
-std::vector<Fiber> fibers;  // of the block that runs
-Fiber* current = nullptr;
-ucontext_t scheduler;
+struct Block {
+  unsigned index = 0, turns = 0;
+  std::vector<Thread> threads;
+  Memory memory;
+};
+
+Block slots[kBlocksAtOnce];  // for blocks side by side
+Block* here = nullptr;       // the one that runs, and its thread
+Thread* current = nullptr;
 const std::function<void()>* running = nullptr;
 
-// The address sanitizer has to be told of each change of the stack.
-void start_switch([[maybe_unused]] void** saved, [[maybe_unused]] const void* stack,
-                  [[maybe_unused]] std::size_t bytes) {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(saved, stack, bytes);
-#endif
-}
-const void* scheduler_stack = nullptr;
-std::size_t scheduler_bytes = 0;
-void finish_switch([[maybe_unused]] void* saved, [[maybe_unused]] bool from_scheduler) {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(saved, from_scheduler ? &scheduler_stack : nullptr,
-                                  from_scheduler ? &scheduler_bytes : nullptr);
-#endif
-}
-
-void begin_fiber() {
-  finish_switch(nullptr, true);
+void run_kernel() {
+  Fiber::begun();
   (*running)();
-  current->state = Fiber::kDone;
-  start_switch(nullptr, scheduler_stack, scheduler_bytes);
-  swapcontext(&current->context, &scheduler);
+  current->state = Thread::kDone;
+  current->fiber.end();
 }
 
-void resume(unsigned thread) {
-  current = &fibers[thread];
-  threadIdx = thread;
-  void* saved = nullptr;
-  start_switch(&saved, current->stack.get(), kStackBytes);
-  swapcontext(&scheduler, &current->context);
-  finish_switch(saved, false);
-}
-
-void wait(decltype(Fiber::state) state) {
+// Ends the thread's turn.
+void wait(decltype(Thread::state) state, Place place = {}) {
   current->state = state;
-  void* saved = nullptr;
-  start_switch(&saved, scheduler_stack, scheduler_bytes);
-  swapcontext(&current->context, &scheduler);
-  finish_switch(saved, true);
+  current->place = place;
+  current->fiber.pause();
 }
 
 std::vector<unsigned> order_of(unsigned count, unsigned salt) {
@@ -89,102 +66,133 @@ std::vector<unsigned> order_of(unsigned count, unsigned salt) {
   return order;
 }
 
+std::string name(Place place) { return place.file + (":" + std::to_string(place.line)); }
+
 // Lets the threads [begin, end) go on if all of them wait there; those that have ended count as
 // arrived at the block's barrier, as they do on a device.
-void release(unsigned begin, unsigned end, decltype(Fiber::state) barrier) {
-  for (unsigned thread = begin; thread < end; ++thread) {
-    const auto state = fibers[thread].state;
-    if (state != barrier && !(state == Fiber::kDone && barrier == Fiber::kAtBlockBarrier)) return;
+void release(Block& block, unsigned begin, unsigned end, decltype(Thread::state) barrier) {
+  const Thread* first = nullptr;
+  bool agree = true;
+  for (unsigned i = begin; i < end; ++i) {
+    const Thread& thread = block.threads[i];
+    if (thread.state == Thread::kDone && barrier == Thread::kAtBlockBarrier) continue;
+    if (thread.state != barrier) return;
+    if (!first) first = &thread;
+    agree &= thread.place.line == first->place.line &&
+             !std::strcmp(thread.place.file, first->place.file);
   }
-  for (unsigned thread = begin; thread < end; ++thread) {
-    if (fibers[thread].state == barrier) fibers[thread].state = Fiber::kRunnable;
+  if (!agree) {
+    throw std::runtime_error("emulation: threads meet at different barriers, one of them at " +
+                             name(first->place));
+  }
+  for (unsigned i = begin; i < end; ++i) {
+    if (block.threads[i].state == barrier) block.threads[i].state = Thread::kRunnable;
   }
 }
 
-void run_block(unsigned threads) {
-  fibers.resize(std::max<std::size_t>(fibers.size(), threads));
-  for (unsigned thread = 0; thread < threads; ++thread) {
-    Fiber& fiber = fibers[thread];
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    fiber.state = Fiber::kRunnable;
-    fiber.shuffles = 0;
-    makecontext(&fiber.context, begin_fiber, 0);
+void begin(Block& block, unsigned index, unsigned threads) {
+  block.index = index;
+  block.turns = 0;
+  block.memory = begin_block();
+  block.threads.resize(threads);
+  for (Thread& thread : block.threads) {
+    thread.fiber.begin(run_kernel);
+    thread.state = Thread::kRunnable;
+    thread.shuffles = 0;
   }
-  for (unsigned turn = 0;; ++turn) {
-    bool any_ran = false, all_done = true;
-    for (unsigned thread : order_of(threads, turn)) {
-      if (fibers[thread].state == Fiber::kRunnable) {
-        resume(thread);
-        any_ran = true;
-      }
-      all_done &= fibers[thread].state == Fiber::kDone;
+}
+
+void enter(Block& block) {
+  if (here == &block) return;
+  if (here) save(here->memory);
+  restore(block.memory);
+  here = &block;
+  blockIdx = block.index;
+}
+
+// Each thread goes on as far as it can alone. Returns whether all have ended.
+bool take_turn(Block& block) {
+  const unsigned threads = static_cast<unsigned>(block.threads.size());
+  bool any_ran = false, all_done = true;
+  for (unsigned thread : order_of(threads, block.turns++)) {
+    current = &block.threads[thread];
+    if (current->state == Thread::kRunnable) {
+      threadIdx = thread;
+      current->fiber.resume();
+      any_ran = true;
     }
-    if (all_done) return;
-    for (unsigned begin = 0; begin < threads; begin += kLanes) {
-      release(begin, std::min(begin + kLanes, threads), Fiber::kAtWarpBarrier);
-    }
-    release(0, threads, Fiber::kAtBlockBarrier);
-    if (!any_ran) {
-      throw std::runtime_error("emulation: threads wait at a barrier that others do not reach");
-    }
+    all_done &= current->state == Thread::kDone;
   }
+  if (all_done) return true;
+  for (unsigned begin = 0; begin < threads; begin += kLanes) {
+    release(block, begin, std::min(begin + kLanes, threads), Thread::kAtWarpBarrier);
+  }
+  release(block, 0, threads, Thread::kAtBlockBarrier);
+  if (!any_ran) {
+    throw std::runtime_error("emulation: threads wait at a barrier that others do not reach");
+  }
+  return false;
+}
+
+// Which of so many blocks is next to take a turn.
+std::size_t next_of(std::size_t count, std::mt19937& random) {
+  if (settings.order < 2) return settings.order == 0 ? 0 : count - 1;
+  return random() % count;
 }
 
 }  // namespace
 
-void wait_for_block() { wait(Fiber::kAtBlockBarrier); }
-void wait_for_warp() { wait(Fiber::kAtWarpBarrier); }
+void wait_for_block(Place place) { wait(Thread::kAtBlockBarrier, place); }
+void wait_for_warp(Place place) { wait(Thread::kAtWarpBarrier, place); }
 int lane() { return static_cast<int>(threadIdx.x % kLanes); }
 
 void expect_all(unsigned lanes) {
   if (lanes != ~0u) throw std::runtime_error("emulation: a shuffle by some lanes of a warp only");
 }
 
-uint64_t exchange(uint64_t value, int from) {
+uint64_t exchange(uint64_t value, int from, Place place) {
   const unsigned turn = current->shuffles++ % 2, first = threadIdx.x - lane();
   current->brought[turn] = value;
-  wait_for_warp();
-  return fibers[first + from].brought[turn];
+  wait_for_warp(place);
+  return here->threads[first + from].brought[turn];
 }
 
-void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel) {
+void fence() {
+  wait(Thread::kRunnable);  // others may come before
+  send_and_fetch(here->memory);
+}
+
+unsigned atomic(unsigned* at, unsigned (*change)(unsigned, unsigned), unsigned argument) {
+  wait(Thread::kRunnable);
+  return change_for_all(here->memory, at, change, argument);
+}
+
+void run(unsigned blocks, unsigned threads, Span between, const std::function<void()>& kernel) {
   running = &kernel;
   gridDim = blocks;
   blockDim = threads;
-  for (unsigned block : order_of(blocks, 0)) {
-    blockIdx = block;
-    run_block(threads);
+  here = nullptr;
+  begin_launch(between);
+  const unsigned fit = settings.multiprocessors * settings.threads_per_multiprocessor / threads;
+  const std::vector<unsigned> order = order_of(blocks, 0);
+  std::vector<Block*> alive, free;
+  std::mt19937 random(settings.order);
+  for (unsigned i = 0; i < std::clamp(fit, 1u, kBlocksAtOnce); ++i) free.push_back(&slots[i]);
+  for (auto next = order.begin(); next != order.end() || !alive.empty();) {
+    if (next != order.end() && !free.empty()) {
+      alive.push_back(free.back());
+      free.pop_back();
+      begin(*alive.back(), *next++, threads);
+      continue;
+    }
+    const std::size_t turn = next_of(alive.size(), random);
+    enter(*alive[turn]);
+    if (!take_turn(*alive[turn])) continue;
+    end_block(here->memory);
+    free.push_back(std::exchange(here, nullptr));
+    alive.erase(alive.begin() + turn);
   }
+  end_launch();
 }
 
 }  // namespace emulation
-
-float __half2float(__half x) {
-  const int exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
-  const float sign = x.bits >> 15 ? -1.0f : 1.0f;
-  if (exponent == 31) return fraction ? std::nanf("") : sign * INFINITY;
-  return sign * std::ldexp(static_cast<float>(exponent ? fraction + 1024 : fraction),
-                           (exponent ? exponent : 1) - 25);
-}
-
-// To nearest even.
-__half __float2half_rn(float x) {
-  const unsigned short sign = std::signbit(x) ? 0x8000 : 0;
-  if (std::isnan(x)) return {0x7FFF};
-  const float size = std::fabs(x);
-  const int exponent = size < 0x1p-14f ? -14 : std::ilogb(size);
-  if (exponent > 15) return {static_cast<unsigned short>(sign | 0x7C00)};
-  const int units = static_cast<int>(std::nearbyint(std::ldexp(size, 10 - exponent)));
-  // 1024 units more than the format has at this exponent carry into the next one, and into infinity
-  return {static_cast<unsigned short>(sign | ((exponent + 14) * 1024 + units))};
-}
-
-__nv_bfloat16 __float2bfloat16_rn(float x) {
-  if (std::isnan(x)) return {0x7FFF};
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return {static_cast<unsigned short>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
-}

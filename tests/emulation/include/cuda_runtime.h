@@ -2,9 +2,10 @@
 // source is compiled by the host's compiler against this header, in the place of CUDA's.
 //
 // The threads of a block are fibers (emulation.cpp). One runs until it waits for others, at a
-// barrier or a shuffle; then another does, in an order that can be chosen, as can be the order of
-// the blocks. Waiting for threads that never come is an error. What is not emulated: that writes
-// may become visible late (__threadfence does nothing), and the accuracy of approximate
+// barrier or a shuffle; then another does, in an order that can be chosen. Some blocks run side by
+// side, which take turns there and before fences and atomics. Waiting for threads that never come,
+// or that wait elsewhere, is an error. Shared memory begins as NaN, and what a block writes for
+// others needs fences to get there (memory.cpp). What is not emulated: the accuracy of approximate
 // instructions.
 #pragma once
 
@@ -15,13 +16,14 @@
 #include <cstring>
 #include <functional>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #define __global__
 #define __device__
 #define __host__
-#define __shared__ static
+#define __shared__ extern  // memory.cpp has them
 #define __launch_bounds__(...)
 
 struct dim3 {
@@ -43,42 +45,55 @@ struct Settings {
 };
 extern Settings settings;
 
-void wait_for_block();
-void wait_for_warp();
-uint64_t exchange(uint64_t value, int lane);  // the value that the lane of this warp has brought
-void expect_all(unsigned lanes);              // a shuffle by fewer is not emulated
+struct Span {
+  void* at = nullptr;
+  std::size_t bytes = 0;
+};
+
+struct Place {  // in the source
+  const char* file;
+  int line;
+};
+#define EMULATION_PLACE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+void wait_for_block(Place);
+void wait_for_warp(Place);
+void fence();
+unsigned atomic(unsigned* at, unsigned (*change)(unsigned, unsigned), unsigned argument);
+uint64_t exchange(uint64_t value, int lane, Place);  // what that lane of this warp has brought
+void expect_all(unsigned lanes);                     // a shuffle by fewer is not emulated
 int lane();
-void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel);
+// between: the memory through which the blocks tell each other something.
+void run(unsigned blocks, unsigned threads, Span between, const std::function<void()>& kernel);
 
 template <class T>
-T exchange_as(T value, int lane) {
+T exchange_as(T value, int lane, Place place) {
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof value);
-  bits = exchange(bits, lane);
+  bits = exchange(bits, lane, place);
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
 }  // namespace emulation
 
-inline void __syncthreads() { emulation::wait_for_block(); }
-inline void __syncwarp() { emulation::wait_for_warp(); }
-inline void __threadfence() {}
+inline void __syncthreads(EMULATION_PLACE) { emulation::wait_for_block({file, line}); }
+inline void __syncwarp(EMULATION_PLACE) { emulation::wait_for_warp({file, line}); }
+inline void __threadfence() { emulation::fence(); }
 template <class T>
-T __shfl_xor_sync(unsigned lanes, T value, int mask) {
+T __shfl_xor_sync(unsigned lanes, T value, int mask, EMULATION_PLACE) {
   emulation::expect_all(lanes);
-  return emulation::exchange_as(value, emulation::lane() ^ mask);
+  return emulation::exchange_as(value, emulation::lane() ^ mask, {file, line});
 }
 template <class T>
-T __shfl_down_sync(unsigned lanes, T value, int step) {
+T __shfl_down_sync(unsigned lanes, T value, int step, EMULATION_PLACE) {
   emulation::expect_all(lanes);
   const int from = emulation::lane() + step;
-  return emulation::exchange_as(value, from < 32 ? from : emulation::lane());
+  return emulation::exchange_as(value, from < 32 ? from : emulation::lane(), {file, line});
 }
 inline unsigned atomicInc(unsigned* at, unsigned last) {
-  const unsigned old = *at;
-  *at = old >= last ? 0 : old + 1;
-  return old;
+  const auto next = [](unsigned old, unsigned last) { return old >= last ? 0 : old + 1; };
+  return emulation::atomic(at, next, last);
 }
 
 struct double2 {
@@ -179,11 +194,23 @@ struct cudaLaunchConfig_t {
   std::size_t dynamicSmemBytes;
   cudaStream_t stream;
 };
+namespace emulation {
+// Of a kernel's arguments the one that is a pointer to a struct.
+template <class T>
+void find_between(const T& argument, Span& between) {
+  if constexpr (std::is_pointer_v<T> && std::is_class_v<std::remove_pointer_t<T>>) {
+    between = {argument, sizeof *argument};
+  }
+}
+}  // namespace emulation
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   ++emulation::settings.launches;
   const std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
-  emulation::run(config->gridDim.x, config->blockDim.x, [&] { std::apply(kernel, values); });
+  emulation::Span between;
+  std::apply([&](const auto&... each) { (emulation::find_between(each, between), ...); }, values);
+  emulation::run(config->gridDim.x, config->blockDim.x, between,
+                 [&] { std::apply(kernel, values); });
   return cudaSuccess;
 }
