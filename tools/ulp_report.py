@@ -59,7 +59,7 @@ def table_of(title: str, columns: list[str], rows: list[list[str]]) -> str:
 
 
 def float32_table(title: str, rows: list[Row], eager: list[Row] | None) -> str:
-    columns = ["value", "at x =", "nearest", "slope", "at x = ", "nearest "]
+    columns = ["value", "value at x =", "nearest", "slope", "slope at x =", "slope nearest"]
     columns += ["PyTorch's value", "PyTorch's slope"] if eager else []
     lines = []
     for i, row in enumerate(rows):
