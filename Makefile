@@ -19,7 +19,7 @@ SANITIZE := -std=c++17 -O1 -g1 -fsanitize=address,undefined -fno-sanitize=null \
 	-fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -Wno-psabi -Wno-unknown-pragmas \
 	-Itests/emulation/include -Icsrc
 
-.PHONY: help test demo build lint format sanitize emulate mutate cuda cuda-torch gpu-check bench clean
+.PHONY: help test demo build lint format sanitize emulate mutate ulp cuda cuda-torch gpu-check bench clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets and the variables
@@ -69,6 +69,9 @@ gpu-check:  ## build, test, sanitize and time on a GPU, with the PyTorch that $(
 
 mutate: .venv/built  ## plant faults and see the tests catch them
 	$(RUN) tools/mutate.py $(ARGS)
+
+ulp: .venv/built  ## try every float, and write the largest errors to docs/accuracy.md
+	$(RUN) -m tools.ulp $(ARGS)
 
 bench: .venv/built  ## time the operator against what one would pick instead, and the memory's own speed
 	$(RUN) -m benchmarks $(ARGS)

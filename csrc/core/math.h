@@ -18,7 +18,7 @@ struct Sigmoid {
 };
 template <class T>
 ACTREG_HD Sigmoid<T> sigmoid(T x) {
-  const T e = exp_of_negative(minus_abs(x)), r = reciprocal(T(1) + e);
+  const T e = exp_of_negative(minus_abs(x)), r = rough_reciprocal(T(1) + e);
   const T larger = refined(r, (T(1) - r) - e * r), smaller = e * larger;
   // Near 1/2 the errors of the first form cancel, and in the tails the second form has none to.
   const T slope = select(e > T(0.5), larger * (T(1) - larger), smaller * larger);
@@ -135,7 +135,7 @@ template <class T>
 ACTREG_HD Jet<T> mish(T x) {
   const T e = exp_of_negative(minus_abs(x)), twice = e + e, square = e * e;
   const T c0 = select(x < T(0), T(2), T(1)), c2 = select(x < T(0), T(1), T(2));
-  const T r = ratio(T(1), c2 * square + (c0 + twice));
+  const T r = rough_reciprocal(c2 * square + (c0 + twice));
   // From the terms of the denominator and not from their rounded sum.
   const T reciprocal = refined(r, ((T(1) - c0 * r) - twice * r) - c2 * e * (e * r));
   const T gate =

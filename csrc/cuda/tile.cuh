@@ -55,10 +55,7 @@ constexpr int kVectorsAtOnce = kWhole ? Tile<E>::kVectors : Tile<E>::kSharers;
 
 // For __launch_bounds__: as many blocks as fit without a spill. kIsLight: forward without dropout.
 template <class E, bool kIsLight>
-constexpr int kMinBlocks = sizeof(E) == 8   ? 1
-                           : !kIsLight      ? 2
-                           : sizeof(E) == 4 ? 3
-                                            : 4;
+constexpr int kMinBlocks = sizeof(E) == 8 ? 1 : kIsLight && sizeof(E) == 2 ? 4 : 2;
 
 // A warp's vectors on their way from or to memory element by element.
 template <class E>

@@ -1,0 +1,81 @@
+"""docs/accuracy.md holds: no errors larger than those, as found by what found them (tools/ulp.py).
+
+And tests/exact.cpp, by which they are found, agrees with exact.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from actreg_ext import _C
+from tests import exact, table
+from tools import ulp, ulp_report
+
+PAGE = ulp_report.limits(ulp_report.PATH.read_text())
+LONGDOUBLE = 2.0**-11  # ulps of float64, in which exact.py's results are rounded
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library() -> None:
+    ulp.build()
+
+
+def limits(kind: str, name: str) -> dict[str, str]:
+    """Of the kernels in use."""
+    return PAGE[f"{kind}, {_C.cpu_capability()}"][name]
+
+
+def assert_within(founds: ulp.Founds, allowed: list[str]) -> None:
+    for found, limit in zip(founds, allowed, strict=True):
+        assert found.worst <= float(limit), f"{found.worst:.4g} ulp at {found.at!r}"
+
+
+def tried(x: float) -> Tensor:
+    """Floats that are in the table: x, which the error was found for, some near it and some far."""
+    at = torch.tensor(x).view(torch.int32).long()
+    others = torch.cat([torch.arange(-1000, 1001) + at, torch.arange(0, 2**32, 262147)])
+    others = others % 2**32 // ulp.STRIDE * ulp.STRIDE
+    floats = torch.cat([at[None], others]).to(torch.int32).view(torch.float32)
+    return floats[floats.isfinite()]
+
+
+def test_float32_is_as_accurate_as_documented(activation: dict[str, Any]) -> None:
+    row = limits("float32", activation["activation"])
+    places = [float(row[f"{what} at x ="] or 0) for what in ("value", "slope")]
+    x = torch.cat([tried(place) for place in places])
+    founds = ulp.measure(activation, x, ulp.results(activation, False, x))
+    assert_within(founds, [row["value"], row["slope"]])
+
+
+@pytest.mark.parametrize("dtype", ulp.OTHER_DTYPES, ids=table.describe)
+def test_other_dtypes_are_as_accurate_as_documented(
+    activation: dict[str, Any], dtype: torch.dtype
+) -> None:
+    row = limits("Other dtypes", activation["activation"])
+    x = ulp.inputs(dtype)
+    x = x[:4096] if dtype == torch.float64 else x
+    founds = ulp.measure(activation, x, ulp.results(activation, False, x))
+    assert_within(founds, [row[f"{table.describe(dtype)} {what}"] for what in ("value", "slope")])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=table.describe)
+def test_errors_are_counted(activation: dict[str, Any], dtype: torch.dtype) -> None:
+    """Rounded results of many digits are off by half an ulp at most; three numbers on, by more."""
+    x = table.random_inputs(dtype, "cpu", wide=False)[:: 8 if dtype == torch.float64 else 32]
+    x = x[x.abs() < 64]  # where exact.py has digits enough for the slope of tanh
+    name, parameters = ulp.parameters_of(activation)
+    jets = exact.jets(name, parameters, tuple(x.tolist()))
+    value, slope = (torch.from_numpy(jet.astype(float)).to(dtype) for jet in jets)
+    for found in ulp.measure(activation, x, (value, slope)):
+        assert found.worst <= 0.5 + LONGDOUBLE
+    infinity = torch.tensor(math.inf, dtype=dtype)
+    for _ in range(3):
+        value, slope = value.nextafter(infinity), slope.nextafter(infinity)
+    for found in ulp.measure(activation, x, (value, slope)):
+        assert 2.5 - LONGDOUBLE <= found.worst <= 7 and found.at in x.tolist()
+        assert found.nearest <= 2  # near the zero of a slope
