@@ -171,7 +171,7 @@ def _traced(
     custom random op, which would give two layers one mask, and makes an exception for torch's own.
     The coefficients stay outside the op, where a changing float does not compile again. Without
     dropout too the op is faster than what torch.compile makes of the composite: 0.4 to 0.8 of its
-    time for 2^22 elements (python -m benchmarks --sizes 4194304).
+    time for 2^22 elements (python -m benchmarks --places call --sizes 2^22).
     """
     state = None
     if p > 0:
