@@ -32,7 +32,7 @@ two_devices = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs tw
 
 # Around the sizes of vectors, warps, tiles (2048 elements of float64, 8192 of the others), and
 # from 4096 tiles on, where a part of the penalty is more than one of them.
-LENGTHS = [1, 2, 3, 7, 8, 9, 31, 33, 255, 256, 257, 2047, 2048, 2049, 8191, 8192, 8193, 24577, 2**20 + 3]
+LENGTHS = [1, 2, 3, 7, 8, 9, 31, 33, 255, 257, 2047, 2048, 2049, 8191, 8192, 8193, 24577, 2**20 + 3]
 MANY_TILES = 2**25 + 8197
 OFFSETS = [0, 1, 3]
 PENALTIES = {"l1": 0.5, "l2": 0.25}
