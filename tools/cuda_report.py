@@ -147,12 +147,13 @@ def markdown(kernels: list[Kernel], release: str) -> str:
 HEAD = """\
 # The CUDA kernels in instructions
 
-Instructions that a thread executes for each element in the main loop (whole, aligned tiles; the
-penalty on the activation, on a dropped output it takes one or two more), counted in the machine
-code for sm_90 by `make cuda ARGS=--markdown`, {release}. In brackets: what the busiest part of a
-multiprocessor needs for them, as a share of the time in which an H200 (132 multiprocessors,
-1.98 GHz, 4.8 TB/s by the datasheet) moves the element's bytes: below 100 % memory is the limit. For
-an H100 (3.35 TB/s) all of them are 0.7 times as large. Nothing on this page was timed.
+Instructions that a thread executes for each element in the main loop, counted in the machine code
+for sm_90 by `make cuda ARGS=--markdown`, {release}. It is the cheapest way through: whole, aligned
+tiles, the penalty on the activation (on a dropped output it takes one or two more), backward
+without L2 (which takes up to one more). In brackets: what the busiest part of a multiprocessor
+needs for them, as a share of the time in which an H200 (132 multiprocessors, 1.98 GHz, 4.8 TB/s by
+the datasheet) moves the element's bytes: below 100 % memory is the limit. For an H100 (3.35 TB/s)
+all of them are 0.7 times as large. Nothing on this page was timed.
 """
 
 

@@ -29,7 +29,7 @@ from mpmath import mp, mpf
 
 mp.dps = 110
 BITS = {"float": 24, "double": 53}
-LIMIT = {"float": mpf("14.5"), "double": mpf(39)}
+LIMIT = {"float": mpf("14.5"), "double": mpf(39)}  # a little beyond kTailIsZero of math.h
 DEGREES = {"float": (5, 4, 4), "double": (10, 9, 9)}  # of P, L and N; D has one more than N
 SHORT = (5, 2, 4, 3)  # of E, P, L and T
 SHORT_P = 0.29  # the best multiple of 0.01

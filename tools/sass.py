@@ -89,10 +89,14 @@ def _successors(body: Body) -> list[list[int]]:
         following = [i + 1] if i + 1 < len(body) else []
         conditional = instruction.guarded or re.match(r"!?U?P\d", instruction.operands)
         match instruction.name.split(".")[0]:
+            case "BRA" if instruction.name == "BRA.DIV":  # to where a divergent warp would go
+                result.append(following)
             case "BRA":
                 result.append([target(instruction)] + (following if conditional else []))
             case "BSYNC":  # most stand right before the place; a register serves several
                 places = meeting.get(instruction.operands, {i + 1})
+                if i + 1 not in places and len(places) > 1:
+                    raise ValueError(f"where does {instruction} go on?")
                 result.append([i + 1] if i + 1 in places else sorted(places))
             case "EXIT" | "RET" | "BRX":
                 result.append(following if conditional else [])
@@ -125,7 +129,7 @@ def _shortest_cycle(
             while state in previous:
                 path.append(state[0])
                 state = previous[state]
-            return sorted(path)
+            return sorted(path) if len(set(path)) == len(path) else []  # no second lap
         for i in successors[state[0]]:
             after = (i, min(state[1] + (wide[i] == "LDG"), loads))
             if distance + 1 < cost.get(after, distance + 2):

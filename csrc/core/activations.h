@@ -233,7 +233,7 @@ struct Hardswish : NoParameters {  // x * relu6(x + 3) / 6
   ACTREG_HD Jet<T> operator()(T x) const {
     const T gate = Relu6{}(x + T(3)).value;
     const T curved = select(x >= T(3), T(1), (x + T(1.5)) * T(1.0 / 3));
-    return {x * (gate * T(1.0 / 6)), select(x <= T(-3), T(0), curved)};
+    return {x * gate * T(1.0 / 6), select(x <= T(-3), T(0), curved)};
   }
 };
 

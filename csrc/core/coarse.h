@@ -1,5 +1,6 @@
 // Numbers for results of 8 or 11 bits: computed as T, but by shorter ways (math.h). Layer: core.
 // bfloat16 and float16 halve the memory's traffic; full float accuracy would cost more than that.
+// Penalties add what has not been rounded yet: the polynomials' errors, up to 1e-5 of the sum.
 #pragma once
 
 #include "core/number.h"

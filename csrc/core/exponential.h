@@ -79,12 +79,13 @@ ACTREG_HD T times_power_of_two(T a, T shifted_k) {
   return a * scale * select(tiny, T(R::kTiny), T(1));
 }
 
-// exp(x) for x <= 0 (coarse: for x <= 80), down to the last denormal. <= 1 ulp.
+// exp(x) for x from kExpIsZero to 0, down to the last denormal. <= 1 ulp.
 template <class T>
-ACTREG_HD T exp_of_bounded(T x) {  // from kExpIsZero on
+ACTREG_HD T exp_of_bounded(T x) {
   const ReducedExp<T> e = reduced_exp(x);
   return times_power_of_two(T(1) + e.m, e.shifted_k);
 }
+// The same for any x <= 0 (coarse: for x <= 80).
 template <class T>
 ACTREG_HD T exp_of_negative(T x) {
   return exp_of_bounded(at_least(x, T(Range<Scalar<T>>::kExpIsZero)));

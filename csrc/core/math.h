@@ -10,8 +10,7 @@
 namespace actreg {
 namespace math {
 
-// 1 / (1 + exp(-x)), 1 less that, and the product of both, which is the slope; none cancels. And
-// exp(-|x|), from which they are made.
+// 1 / (1 + exp(-x)), 1 less that, and the product of both, which is the slope; none cancels.
 template <class T>
 struct Sigmoid {
   T value, complement, slope;
@@ -23,15 +22,6 @@ ACTREG_HD Sigmoid<T> sigmoid(T x) {
   // Near 1/2 the errors of the first form cancel, and in the tails the second form has none to.
   const T slope = select(e > T(0.5), larger * (T(1) - larger), smaller * larger);
   return {select(x < T(0), smaller, larger), select(x < T(0), larger, smaller), slope};
-}
-
-template <class T>
-ACTREG_HD Sigmoid<Coarse<T>> sigmoid(Coarse<T> x) {
-  using N = Coarse<T>;
-  // exp(-x) and 1 by 2^-20: the quotients that are no normal numbers keep their bits.
-  const N scale(0x1p-20), e(fast_exp2(x.value * T(-kLog2E) - T(20)));
-  const N r = reciprocal(scale + e), value = scale * r, complement = at_most(e, N(0x1p126)) * r;
-  return {value, complement, value * complement};
 }
 
 // log(1 + exp(x)); its slope is the sigmoid

@@ -89,9 +89,9 @@ struct Vec {
     }
   }
 #endif
-  // For coarse.h, as in number.h.
+  // For coarse.h, as in number.h; x <= 126.
   friend ACTREG_HD Vec fast_exp2(Vec x) {
-    x = at_most(at_least(x, Vec(-160)), Vec(127));
+    x = at_least(x, Vec(-160));
     const Vec round(math::Range<S>::kRound), shifted = x + round, k = shifted - round;
     const Vec p = math::polynomial<math::Coefficients<Short<S>>::kExp2>(x - k);
     using math::times_power_of_two;  // if there is none above

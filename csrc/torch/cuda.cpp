@@ -26,8 +26,8 @@ Tensor with_layout(const Tensor& dense) {
                                         dense.device());
 }
 
-// Four blocks after another on each place of a multiprocessor: the ones that are done early leave
-// the rest to the others, and the start of a block is hidden by those that run.
+// Four times what would fit by the threads alone: the blocks that are done early leave the rest to
+// the others, and the start of a block is hidden by those that run.
 int max_blocks(c10::DeviceIndex device) {
   int processors = 0, threads = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));

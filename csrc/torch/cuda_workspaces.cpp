@@ -17,6 +17,7 @@
 #include <memory>
 #include <mutex>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 namespace actreg {
@@ -66,6 +67,13 @@ Workspaces& all() {
   return *workspaces;
 }
 
+struct Free {
+  void operator()(void* memory) const { (void)cudaFree(memory); }
+};
+struct Destroy {
+  void operator()(cudaStream_t stream) const { (void)cudaStreamDestroy(stream); }
+};
+
 // Other streams, and this one, may be capturing: neither is touched.
 cuda::Workspace* zeroed_workspace(bool is_capturing) {
   const c10::cuda::CUDAStreamCaptureModeGuard guard(cudaStreamCaptureModeRelaxed);
@@ -75,13 +83,13 @@ cuda::Workspace* zeroed_workspace(bool is_capturing) {
     if (!is_capturing) c10::cuda::CUDACachingAllocator::emptyCache();  // it may hold all there is
     C10_CUDA_CHECK(cudaMalloc(&memory, sizeof(cuda::Workspace)));
   }
-  auto* workspace = static_cast<cuda::Workspace*>(memory);
+  std::unique_ptr<cuda::Workspace, Free> workspace(static_cast<cuda::Workspace*>(memory));
   cudaStream_t stream = nullptr;
   C10_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  const std::unique_ptr<std::remove_pointer_t<cudaStream_t>, Destroy> owner(stream);
   C10_CUDA_CHECK(cudaMemsetAsync(&workspace->finished, 0, sizeof workspace->finished, stream));
   C10_CUDA_CHECK(cudaStreamSynchronize(stream));
-  C10_CUDA_CHECK(cudaStreamDestroy(stream));
-  return workspace;
+  return workspace.release();
 }
 
 // Called by CUDA, on a thread that must not call it.
@@ -96,7 +104,9 @@ void give_back_with(cudaGraph_t graph, const Key& key) {
   C10_CUDA_CHECK(
       cudaUserObjectCreate(&owner, kept.get(), give_back, 1, cudaUserObjectNoDestructorSync));
   (void)kept.release();
-  C10_CUDA_CHECK(cudaGraphRetainUserObject(graph, owner, 1, cudaGraphUserObjectMove));
+  const cudaError_t error = cudaGraphRetainUserObject(graph, owner, 1, cudaGraphUserObjectMove);
+  if (error != cudaSuccess) (void)cudaUserObjectRelease(owner, 1);  // which gives back
+  C10_CUDA_CHECK(error);
 }
 
 }  // namespace
@@ -113,6 +123,7 @@ cuda::Workspace* workspace_of(c10::DeviceIndex device, cudaStream_t stream) {
 
   if (cuda::Workspace* found = all().find(key)) return found;
   const std::lock_guard<std::mutex> lock(all().making);
+  if (cuda::Workspace* found = all().find(key)) return found;  // another thread was faster
   cuda::Workspace* workspace = all().take_spare(key);
   if (!workspace) {
     all().add_spare(key, zeroed_workspace(is_capturing));

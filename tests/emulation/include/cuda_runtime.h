@@ -178,6 +178,15 @@ inline cudaError_t cudaGraphRetainUserObject(cudaGraph_t, cudaUserObject_t objec
   delete object;
   return cudaSuccess;
 }
+inline cudaError_t cudaUserObjectRelease(cudaUserObject_t object, unsigned) {
+  (*object)();
+  delete object;
+  return cudaSuccess;
+}
+inline cudaError_t cudaFree(void* memory) {
+  std::free(memory);
+  return cudaSuccess;
+}
 inline cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
   ++emulation::settings.allocations;
   *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
