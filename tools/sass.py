@@ -109,10 +109,14 @@ def main_loop(body: Body, loads: int) -> Body:
     """Return the cheapest cycle with so many 128-bit loads and a 128-bit store, or nothing."""
     successors = _successors(body)
     wide = [(found := re.match(r"(LDG|STG)\S*\.128", i.name)) and found[1] for i in body]
+    shortest: list[int] = []
     stores = [i for i, kind in enumerate(wide) if kind == "STG"]
-    cycles = (_shortest_cycle(successors, wide, store, loads) for store in stores)
-    path = min((cycle for cycle in cycles if cycle), key=len, default=[])
-    return [body[i] for i in path]
+    while stores:
+        cycle = _shortest_cycle(successors, wide, stores[0], loads)
+        if cycle and (not shortest or len(cycle) < len(shortest)):
+            shortest = cycle
+        stores = [store for store in stores[1:] if store not in cycle]
+    return [body[i] for i in shortest]
 
 
 def _shortest_cycle(

@@ -55,7 +55,9 @@ constexpr int kVectorsAtOnce = kWhole ? Tile<E>::kVectors : Tile<E>::kSharers;
 
 // For __launch_bounds__: as many blocks as fit without a spill. kIsLight: forward without dropout.
 template <class E, bool kIsLight>
-constexpr int kMinBlocks = sizeof(E) == 8 ? 1 : kIsLight && sizeof(E) == 2 ? 4 : 2;
+constexpr int kMinBlocks = sizeof(E) == 8               ? 1
+                           : kIsLight && sizeof(E) == 2 ? 4
+                                                        : 2;
 
 // A warp's vectors on their way from or to memory element by element.
 template <class E>
