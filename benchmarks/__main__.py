@@ -5,7 +5,7 @@ is a median over the rounds, with the 20th and 80th percentile; "times faster" i
 ratios of the same rounds, so that a machine that changes its speed does not decide.
 
 The presets: quick (--quick, below two minutes on two cores), published (what README.md and
-docs/performance.md are made of, about a quarter of an hour), gpu (what make gpu-check measures), full
+docs/performance.md are made of, some 15 minutes), gpu (what make gpu-check measures), full
 (everything). Options narrow a preset: --sizes 2^24 --activations relu. --list says what is in it.
 """
 
