@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks import markdown
 from tests import table
 
 PATH = Path(__file__).parents[1] / "docs" / "accuracy.md"
@@ -54,8 +55,7 @@ def number(worst: float) -> str:
 
 
 def table_of(title: str, columns: list[str], rows: list[list[str]]) -> str:
-    lines = [["", *columns], ["---"] * (len(columns) + 1), *rows]
-    return "\n".join(["", f"## {title}", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
+    return f"\n## {title}\n\n{markdown.table(['', *columns], rows)}\n"
 
 
 def float32_table(title: str, rows: list[Row], eager: list[Row] | None) -> str:

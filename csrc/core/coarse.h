@@ -50,10 +50,6 @@ ACTREG_HD Coarse<T> copysign(Coarse<T> magnitude, Coarse<T> sign) {
   return Coarse<T>(copysign(magnitude.value, sign.value));
 }
 template <class T>
-ACTREG_HD Coarse<T> rough_reciprocal(Coarse<T> b) {
-  return Coarse<T>(fast_reciprocal(b.value));
-}
-template <class T>
 ACTREG_HD Coarse<T> ratio(Coarse<T> a, Coarse<T> b) {
   return Coarse<T>(a.value * fast_reciprocal(b.value));
 }

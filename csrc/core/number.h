@@ -114,10 +114,15 @@ ACTREG_HD double fast_reciprocal(double x) {  // 20 bits
 #endif
 }
 
-// 1 / b to half of its digits at least, for b in [1, 2^126] and what is refined anyway.
+// a / b and 1 / b, for b in [1, 2^126].
+template <class T>
+ACTREG_HD T ratio(T a, T b) {
+  return a / b;
+}
+// 1 / b to half of its digits at least, for what is refined anyway.
 template <class T>
 ACTREG_HD T rough_reciprocal(T b) {
-  return T(1) / b;
+  return ratio(T(1), b);
 }
 // On a GPU a division of any two numbers is a subroutine: there, Newton's steps. (The emulation
 // defines the macro, to run them too.)
@@ -127,16 +132,8 @@ ACTREG_HD double rough_reciprocal(double b) {
   const double r = fast_reciprocal(b);
   return std::fma(r, std::fma(-b, r, 1.0), r);
 }
-#endif
-
-// a / b and 1 / b, for b in [1, 2^126].
-template <class T>
-ACTREG_HD T ratio(T a, T b) {
-  return a / b;
-}
-#if defined(__CUDA_ARCH__) || defined(ACTREG_DEVICE_MATH)
 ACTREG_HD float ratio(float a, float b) {
-  const float r = fast_reciprocal(b), q = a * r;
+  const float r = rough_reciprocal(b), q = a * r;
   return std::fma(r, std::fma(-b, q, a), q);
 }
 ACTREG_HD double ratio(double a, double b) {
