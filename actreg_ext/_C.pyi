@@ -16,6 +16,16 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Return (output, penalty); l1 and l2 come divided by D, rng_state None and p > 0 draws."""
 
+def kept(
+    activation: str,
+    parameters: Sequence[float],
+    p: float,
+    on_output: bool,
+    l1: float,
+    l2: float,
+) -> str:
+    """Return what of x is kept for backward: "input", "output", "bits" or "nothing"."""
+
 def activations() -> dict[str, dict[str, float | None]]:
     """Return {name: {parameter: default, None where required}} in registry order."""
 

@@ -58,7 +58,14 @@ def act_reg(
     An element is kept when 16 random bits are below T = round((1 - p) * 65536), and s = 65536 / T,
     so the expected output is exactly a. The bits are a function of the seed and of the element's
     position in memory only, so the mask is the same on every device, for any number of threads, and
-    in `reference.act_reg`; it is not stored. Kept for the backward: the input and 16 bytes.
+    in `reference.act_reg`; it is not stored.
+
+    Kept for the backward, besides 16 bytes: the input, or less where nothing is lost by it. A bit
+    for each element, where the slope has two values and no more than that is needed: relu, relu6,
+    hardsigmoid, threshold without l2; leaky_relu, hardtanh, hardshrink, softshrink without l1 and
+    l2. Nothing: identity without l1 and l2. The output, which the next layer keeps anyway: relu,
+    relu6, identity and hardshrink otherwise, at p = 0 or, relu and identity, with the penalty on
+    the output. (hardtanh with min_val >= 0 is as relu; threshold < 0 as hardtanh.)
 
     Shapes: input any, dense in any memory order (channels_last stays so) or strided (made
     contiguous); output the same shape and dtype; penalty 0-d, float32, or float64 for float64.
@@ -169,20 +176,22 @@ def _traced(
 
     The seed comes from torch.randint and the op is pure: AOTAutograd merges two equal calls of a
     custom random op, which would give two layers one mask, and makes an exception for torch's own.
-    The coefficients stay outside the op, where a changing float does not compile again. Without
+    The coefficients stay outside the op, where a changing float does not compile again; which of
+    them are 0 does not. Without
     dropout too the op is faster than what torch.compile makes of the composite: 0.4 to 0.8 of its
     time for 2^22 elements (python -m benchmarks --places call --sizes 2^22).
     """
     state = None
     if p > 0:
         state = draw(x.device) if seed is None else rng_state(seed, x.device)
-    output, sums = ops.forward(x, state, activation, parameters, p, penalty_on == "output", None)
+    # Which penalties there are is the op's to know: with fewer it may keep less for backward.
+    on = None if l1 and l2 else [1.0, 0.0] if l1 else [0.0, 1.0] if l2 else [0.0, 0.0]
+    output, sums = ops.forward(x, state, activation, parameters, p, penalty_on == "output", on)
     size = denominator(x, reduction)
-    penalty = sums[:0].sum()  # 0, and in the graph whatever the coefficients
-    if l1:  # a coefficient of 0 is off: 0 * inf would be NaN
-        penalty = penalty + l1 * sums[0] / size
-    if l2:
-        penalty = penalty + l2 * sums[1] / size
+    if on is None:
+        penalty = l1 * sums[0] / size + l2 * sums[1] / size
+    else:
+        penalty = (l1 or l2) * sums / size
     return ActRegOutput(output, penalty)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from . import arguments
+from . import _C, arguments
 from .functional import act_reg
 
 __all__ = ["ActReg", "collect_penalty"]
@@ -64,7 +64,8 @@ class ActReg(nn.Module):
     Where torch.compile(fullgraph=True) shall see a checkpoint around it, PyTorch asks for
     `torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True`, which is just that.
 
-    `actreg_ext.functional.act_reg` has the formulas, the gradient and the sources.
+    `actreg_ext.functional.act_reg` has the formulas, the gradient and the sources, and what is kept
+    of x for the backward: the input, the output, bits or nothing, which the module's repr says.
 
     Args:
         activation: a name from `actreg_ext.activations()` or a torch.nn activation such as
@@ -84,7 +85,7 @@ class ActReg(nn.Module):
     Example:
         >>> layer = ActReg("leaky_relu", l1=0.5, reduction="sum", negative_slope=0.25)
         >>> layer
-        ActReg(leaky_relu(negative_slope=0.25), l1=0.5, reduction=sum)
+        ActReg(leaky_relu(negative_slope=0.25), l1=0.5, reduction=sum, keeps=input)
         >>> layer(torch.tensor([-4.0, 2.0]))
         tensor([-1.,  2.])
         >>> collect_penalty(layer)
@@ -161,7 +162,7 @@ class ActReg(nn.Module):
                 _warn_uncollected()
 
     def extra_repr(self) -> str:
-        """Return the activation with its parameters, and every option that is not its default."""
+        """Return the activation, every option that is not its default, and what backward keeps."""
         parameters = ", ".join(f"{k}={v}" for k, v in self.activation_parameters.items())
         shown = [f"{self.activation}({parameters})" if parameters else self.activation]
         shown += [
@@ -171,7 +172,15 @@ class ActReg(nn.Module):
             shown.append(f"penalty_on={self.penalty_on}")
         if self.reduction != "mean":
             shown.append(f"reduction={self.reduction}")
-        return ", ".join(shown)
+        kept = _C.kept(
+            self.activation,
+            tuple(self.activation_parameters.values()),
+            self.p,
+            self.penalty_on == "output",
+            self.l1,
+            self.l2,
+        )
+        return ", ".join([*shown, f"keeps={kept}"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copy and pickle take: everything but the pending penalty and its graph."""

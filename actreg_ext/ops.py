@@ -8,6 +8,7 @@ with a warning, and would ignore the `randomness` that the caller of vmap asked 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,10 @@ from torch import Tensor
 _ops = torch.ops.actreg
 forward = _ops.forward.default
 forward_random = _ops.forward_random.default
+forward_bits = _ops.forward_bits.default
+forward_random_bits = _ops.forward_random_bits.default
 backward = _ops.backward.default
+backward_bits = _ops.backward_bits.default
 curvature = _ops.curvature.default
 
 
@@ -35,28 +39,36 @@ def _batched(value: Tensor, dim: int | None, size: int) -> Tensor:
     return value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
 
 
-def _empty(x: Tensor, rest: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """Return what a batch of no examples gives; x has the batch as its first dimension."""
+def _empty(x: Tensor, rest: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return output, penalty and bits of no examples; x has the batch as its first dimension."""
     sums = () if rest[-1] is not None else (2,)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return torch.empty_like(x), x.new_empty((0, *sums), dtype=dtype)
+    bits = x.new_empty((0, -(-x.shape[1:].numel() // 8)), dtype=torch.uint8)
+    return torch.empty_like(x), x.new_empty((0, *sums), dtype=dtype), bits
 
 
 def _forward_vmap(
-    info: Any, in_dims: Sequence[int | None], x: Tensor, rng_state: Tensor | None, *rest: Any
+    op: Any,
+    info: Any,
+    in_dims: Sequence[int | None],
+    x: Tensor,
+    rng_state: Tensor | None,
+    *rest: Any,
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """Batch the pure op: a shared rng_state gives every example the same mask."""
+    """Batch a pure op: a shared rng_state gives every example the same mask."""
     if info.batch_size == 0:
-        return _empty(_batched(x, in_dims[0], 0), rest), (0, 0)
+        output, penalty, bits = _empty(_batched(x, in_dims[0], 0), rest)
+        return ((output, penalty), (0, 0)) if op is forward else ((output, penalty, bits), (0,) * 3)
     examples = zip(
         _each(x, in_dims[0], info.batch_size),
         _each(rng_state, in_dims[1], info.batch_size),
         strict=True,
     )
-    return _stack([forward(x_i, state, *rest) for x_i, state in examples])
+    return _stack([op(x_i, state, *rest) for x_i, state in examples])
 
 
 def _forward_random_vmap(
+    op: Any,
     info: Any,
     in_dims: Sequence[int | None],
     x: Tensor,
@@ -65,28 +77,31 @@ def _forward_random_vmap(
     p: float,
     *rest: Any,
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    """Batch the drawing op, with the meaning torch.vmap gives to `randomness`."""
+    """Batch a drawing op, with the meaning torch.vmap gives to `randomness`."""
     if info.randomness == "error" and p > 0:
         raise RuntimeError(
             "vmap: act_reg with p > 0 draws random numbers: choose randomness='different' for a "
             "mask per example, randomness='same' for one mask, or pass a seed"
         )
+    pure = forward if op is forward_random else forward_bits
     arguments = (activation, parameters, p, *rest)
     if info.batch_size == 0:
         batch = _batched(x, in_dims[0], 0)
-        return (*_empty(batch, rest), batch.new_empty((0, 2), dtype=torch.int64)), (0, 0, 0)
+        output, penalty, bits = _empty(batch, rest)
+        results = (output, penalty, batch.new_empty((0, 2), dtype=torch.int64))
+        results = results if pure is forward else (*results, bits)
+        return results, (0,) * len(results)
     xs = _each(x, in_dims[0], info.batch_size)
     if info.randomness == "different":
-        return _stack([forward_random(x_i, *arguments) for x_i in xs])
-    first = forward_random(xs[0], *arguments)
-    state = first[2]
-    others = [forward(x_i, state if p > 0 else None, *arguments) for x_i in xs[1:]]
-    outputs, dims = _stack([first[:2], *others])
-    return (*outputs, state), (*dims, None)
+        return _stack([op(x_i, *arguments) for x_i in xs])
+    output, penalty, state, *bits = op(xs[0], *arguments)
+    others = [pure(x_i, state if p > 0 else None, *arguments) for x_i in xs[1:]]
+    (output, penalty, *bits), dims = _stack([(output, penalty, *bits), *others])
+    return (output, penalty, state, *bits), (*dims[:2], None, *dims[2:])
 
 
 def _slope_vmap(
-    op: Any, info: Any, in_dims: Sequence[int | None], arguments: tuple[Any, ...]
+    op: Any, info: Any, in_dims: Sequence[int | None], *arguments: Any
 ) -> tuple[Tensor, int]:
     """Batch `backward` or `curvature`, which share their arguments."""
     dy, dpenalty, x, rng_state, activation, parameters, p, *rest = arguments
@@ -104,17 +119,23 @@ def _slope_vmap(
     return torch.stack([op(*example, *rest) for example in examples]), 0
 
 
-def _backward_vmap(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[Tensor, int]:
-    return _slope_vmap(backward, info, in_dims, arguments)
-
-
-def _curvature_vmap(
+def _backward_bits_vmap(
     info: Any, in_dims: Sequence[int | None], *arguments: Any
 ) -> tuple[Tensor, int]:
-    return _slope_vmap(curvature, info, in_dims, arguments)
+    """Batch `backward_bits`; the strides are those of an example."""
+    tensors, rest = arguments[:4], arguments[4:]
+    if info.batch_size == 0:
+        return torch.empty_like(_batched(tensors[0], in_dims[0], 0)), 0
+    examples = zip(
+        *[_each(t, in_dims[i], info.batch_size) for i, t in enumerate(tensors)], strict=True
+    )
+    return torch.stack([backward_bits(*example, *rest) for example in examples]), 0
 
 
-torch.library.register_vmap("actreg::forward", _forward_vmap)
-torch.library.register_vmap("actreg::forward_random", _forward_random_vmap)
-torch.library.register_vmap("actreg::backward", _backward_vmap)
-torch.library.register_vmap("actreg::curvature", _curvature_vmap)
+for _op in (forward, forward_bits):
+    torch.library.register_vmap(_op, partial(_forward_vmap, _op))
+for _op in (forward_random, forward_random_bits):
+    torch.library.register_vmap(_op, partial(_forward_random_vmap, _op))
+for _op in (backward, curvature):
+    torch.library.register_vmap(_op, partial(_slope_vmap, _op))
+torch.library.register_vmap(backward_bits, _backward_bits_vmap)

@@ -66,6 +66,21 @@ class TestOpcheck:
         detached = [None if g is None else g.detach() for g in (*gradients, x)]
         torch.library.opcheck(ops.curvature, (*detached, *arguments[1:]))
 
+    def test_forward_bits(self, p: float, coefficients: list[float] | None) -> None:
+        x = torch.randn(3, 5, requires_grad=True)
+        arguments = ("relu", [], p, False, [0.3, 0.0])
+        torch.library.opcheck(ops.forward_bits, (x, rng_state(p), *arguments))
+        torch.library.opcheck(ops.forward_random_bits, (x, *arguments))
+
+    @pytest.mark.parametrize("given", ["dy", "both"])
+    def test_backward_bits(self, p: float, coefficients: list[float] | None, given: str) -> None:
+        dy, dpenalty = torch.randn(3, 5, requires_grad=True), torch.ones((), requires_grad=True)
+        bits = torch.tensor([0b10110001, 0b1100101], dtype=torch.uint8)
+        gradients = (dy, dpenalty if given == "both" else None)
+        for on_output in (False, True):  # the mask is drawn again, or is in the bits
+            arguments = ([1, 3], "relu", [], p, on_output, [0.3, 0.0])
+            torch.library.opcheck(ops.backward_bits, (*gradients, bits, rng_state(p), *arguments))
+
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_gradcheck(activation: dict[str, Any], setting: dict[str, Any]) -> None:
@@ -275,7 +290,7 @@ def test_saves_the_input_and_16_bytes(p: float, layout: str) -> None:
 
 def test_modification_of_the_input_is_noticed() -> None:
     x = points(requires_grad=True) * 1
-    output = act_reg(x).output
+    output = act_reg(x, "gelu").output
     x.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()

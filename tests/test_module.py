@@ -142,7 +142,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 def test_no_graph_outlives_the_loss(no_garbage_collection: None) -> None:
     """The node saves its input, so that the input tells whether the node is alive."""
-    layer = ActReg(**L1)
+    layer = ActReg("gelu", **L1)
     hidden = torch.ones(1000, requires_grad=True) * 2
     output, saved = layer(hidden), weakref.ref(hidden)
     del hidden
@@ -243,12 +243,12 @@ def test_state_dict_is_empty() -> None:
 @pytest.mark.parametrize(
     ("layer", "text"),
     [
-        (ActReg(), "ActReg(relu)"),
-        (ActReg("gelu", l1=1e-4, p=0.1), "ActReg(gelu, l1=0.0001, p=0.1)"),
-        (ActReg(nn.LeakyReLU(0.2)), "ActReg(leaky_relu(negative_slope=0.2))"),
+        (ActReg(), "ActReg(relu, keeps=bits)"),
+        (ActReg("gelu", l1=1e-4, p=0.1), "ActReg(gelu, l1=0.0001, p=0.1, keeps=input)"),
+        (ActReg(nn.LeakyReLU(0.2)), "ActReg(leaky_relu(negative_slope=0.2), keeps=bits)"),
         (
             ActReg("celu", 0.0, 2.0, 0.0, "output", "token", alpha=3),
-            "ActReg(celu(alpha=3.0), l2=2.0, penalty_on=output, reduction=token)",
+            "ActReg(celu(alpha=3.0), l2=2.0, penalty_on=output, reduction=token, keeps=input)",
         ),
     ],
 )

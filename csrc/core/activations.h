@@ -25,6 +25,8 @@ constexpr double kRequired = std::numeric_limits<double>::quiet_NaN();  // has n
 
 struct Identity : NoParameters {
   static constexpr const char* name = "identity";
+  static constexpr bool kIsIdempotent = true, kIsHomogeneous = true;
+  ACTREG_HD TwoSlopes two_slopes() const { return {1, 1, false}; }
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
     return {x, T(1)};
@@ -33,6 +35,8 @@ struct Identity : NoParameters {
 
 struct Relu : NoParameters {
   static constexpr const char* name = "relu";
+  static constexpr bool kIsIdempotent = true, kIsHomogeneous = true;
+  ACTREG_HD TwoSlopes two_slopes() const { return {1, 0, true}; }
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
     return {select(x < T(0), T(0), x), select(x <= T(0), T(0), T(1))};
@@ -54,6 +58,7 @@ struct Hardtanh {  // min(max(x, min_val), max_val)
   static constexpr std::array<Parameter<Hardtanh>, 2> parameters() {
     return {{{"min_val", &Hardtanh::min_val}, {"max_val", &Hardtanh::max_val}}};
   }
+  ACTREG_HD TwoSlopes two_slopes() const { return {1, 0, min_val >= 0}; }
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
     const T low(min_val), high(max_val);
@@ -64,6 +69,8 @@ struct Hardtanh {  // min(max(x, min_val), max_val)
 
 struct Relu6 : NoParameters {  // min(max(x, 0), 6)
   static constexpr const char* name = "relu6";
+  static constexpr bool kIsIdempotent = true;
+  ACTREG_HD TwoSlopes two_slopes() const { return {1, 0, true}; }
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
     return Hardtanh{0, 6}(x);
@@ -76,6 +83,7 @@ struct LeakyRelu {  // max(x, 0) + negative_slope * min(x, 0)
   static constexpr std::array<Parameter<LeakyRelu>, 1> parameters() {
     return {{{"negative_slope", &LeakyRelu::negative_slope}}};
   }
+  ACTREG_HD TwoSlopes two_slopes() const { return {1, negative_slope, false}; }
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
     const T slope = select(x > T(0), T(1), T(negative_slope));
@@ -220,6 +228,7 @@ struct Softsign : NoParameters {  // x / (1 + |x|)
 
 struct Hardsigmoid : NoParameters {  // relu6(x + 3) / 6
   static constexpr const char* name = "hardsigmoid";
+  ACTREG_HD TwoSlopes two_slopes() const { return {1.0 / 6, 0, true}; }
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
     const T slope = select(x > T(-3), select(x < T(3), T(1.0 / 6), T(0)), T(0));
@@ -239,10 +248,12 @@ struct Hardswish : NoParameters {  // x * relu6(x + 3) / 6
 
 struct Hardshrink {  // x where |x| > lambd, 0 elsewhere
   static constexpr const char* name = "hardshrink";
+  static constexpr bool kIsIdempotent = true;
   double lambd = 0.5;
   static constexpr std::array<Parameter<Hardshrink>, 1> parameters() {
     return {{{"lambd", &Hardshrink::lambd}}};
   }
+  ACTREG_HD TwoSlopes two_slopes() const { return {1, 0, false}; }
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
     const T slope = select(abs(x) <= T(lambd), T(0), T(1));
@@ -256,6 +267,7 @@ struct Softshrink {  // x -/+ lambd where |x| > lambd, 0 elsewhere
   static constexpr std::array<Parameter<Softshrink>, 1> parameters() {
     return {{{"lambd", &Softshrink::lambd}}};
   }
+  ACTREG_HD TwoSlopes two_slopes() const { return {1, 0, false}; }
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
     return {x - Hardtanh{-lambd, lambd}(x).value, Hardshrink{lambd}(x).slope};
@@ -268,6 +280,7 @@ struct Threshold {  // x where x > threshold, value elsewhere
   static constexpr std::array<Parameter<Threshold>, 2> parameters() {
     return {{{"threshold", &Threshold::threshold}, {"value", &Threshold::value}}};
   }
+  ACTREG_HD TwoSlopes two_slopes() const { return {1, 0, threshold >= 0}; }
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
     return select(x <= T(threshold), Jet<T>{T(value), T(0)}, Jet<T>{x, T(1)});

@@ -23,4 +23,10 @@ ACTREG_HD T zero_wins(T slope, T dy) {
   return select(slope == T(0), T(0), slope * dy);
 }
 
+// The slope of a function that has two: see Note [What is kept for backward].
+struct TwoSlopes {
+  double on = 1, off = 1;
+  bool sign_is_slopes = false;  // the function is above 0 where its slope is `on`, and `off` is 0
+};
+
 }  // namespace actreg

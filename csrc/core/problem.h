@@ -28,6 +28,10 @@ struct Task {
   const void* x = nullptr;
   const void* dy = nullptr;  // backward only
   void* out = nullptr;       // y, or dx
+  // One for each element, bit i % 8 of byte i / 8: on if the slope is `on` (TwoSlopes) and
+  // r(i) < marked. Written by forward, if any; read by backward_bits, where none are all on.
+  uint8_t* bits = nullptr;
+  uint32_t marked = kKeepAll;
   Dropout dropout;
   // An element counts in the penalty if r(i) < counted: kKeepAll for the penalty on the activation,
   // the dropout's threshold for the penalty on the output, where dropped elements are 0.

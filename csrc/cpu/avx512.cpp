@@ -31,7 +31,7 @@ bool is_supported() {
 }
 }  // namespace
 
-const Kernels kAvx512{"AVX512", &is_supported, &forward, &backward};
+const Kernels kAvx512{"AVX512", &is_supported, &forward, &backward, &backward_bits};
 
 }  // namespace cpu
 }  // namespace actreg

@@ -10,7 +10,7 @@ namespace {
 bool is_supported() { return true; }
 }  // namespace
 
-const Kernels kDefault{"DEFAULT", &is_supported, &forward, &backward};
+const Kernels kDefault{"DEFAULT", &is_supported, &forward, &backward, &backward_bits};
 
 }  // namespace cpu
 }  // namespace actreg

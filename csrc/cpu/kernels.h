@@ -20,6 +20,7 @@ struct Kernels {
   // Sums of |t| and t^2, without dropout's factor s.
   PenaltySums<double> (*forward)(const Problem&, int64_t begin, int64_t end);
   void (*backward)(const Problem&, int64_t begin, int64_t end);
+  void (*backward_bits)(const Problem&, const TwoSlopes&, int64_t begin, int64_t end);
 };
 
 extern const Kernels kDefault;  // what the compiler targets without flags: SSE2, NEON

@@ -4,6 +4,7 @@
 // avx512.cpp, avx2.cpp and default.cpp include this text under their own compiler target. All of
 // it is in an anonymous namespace or inlined, and these files include nothing of torch: a weak
 // symbol compiled for AVX-512 could be the copy that the linker keeps for everybody.
+#include "core/kept.h"
 #include "core/operator.h"
 #include "core/problem.h"
 #include "core/registry.h"
@@ -58,20 +59,28 @@ ACTREG_OUT_OF_LINE PenaltySums<double> forward_loop(const Act act, const Problem
   using S = typename Plain<V>::Scalar;
   const Dropout dropout = problem.dropout;
   const uint32_t counted = problem.counted;
+  [[maybe_unused]] const uint32_t marked = problem.marked;
   const V s(kDrops ? dropout.scale : 1);
-  alignas(64) uint16_t bits[kBlock];
+  alignas(64) uint16_t random[kBlock];
   PenaltySums<double> total{0, 0};
   for (int64_t i = begin; i < end; i += kBlock) {
     const E* x = static_cast<const E*>(problem.x) + i;
     E* y = static_cast<E*>(problem.out) + i;
     PenaltySums<V> sums[kUnroll];
     for (auto& partial : sums) partial = {V(0), V(0)};
-    if constexpr (kDrops) draw(dropout, i, bits);
+    if constexpr (kDrops) draw(dropout, i, random);
     for_each_vector<Plain<V>>(std::min(kBlock, end - i), [&](int64_t j, int u, auto extent) {
       const auto valid = lanes_of<S>(extent);
       const V in = load(x + j, extent);
+      if constexpr (kHasTwoSlopes<Act>) {
+        if (problem.bits) {
+          auto on = is_on(act, in);
+          if constexpr (kDrops) on = on & (load_random_bits<S>(random + j) < marked);
+          store_lane_bits(problem.bits, i + j, on, extent);
+        }
+      }
       if constexpr (kDrops) {
-        const auto r = load_random_bits<S>(bits + j);
+        const auto r = load_random_bits<S>(random + j);
         store(y + j, forward(act, in, r < dropout.threshold, (r < counted) & valid, s, sums[u]),
               extent);
       } else {
@@ -95,20 +104,50 @@ ACTREG_OUT_OF_LINE void backward_loop(const Act act, const Problem& problem, int
   const V s(kDrops ? dropout.scale : 1);
   const Slopes<V, Mask<S>> c{V(problem.c1), V(problem.c2_twice),
                              every_lane<S>(problem.c2_twice != 0)};
-  alignas(64) uint16_t bits[kBlock];
+  alignas(64) uint16_t random[kBlock];
   for (int64_t i = begin; i < end; i += kBlock) {
     const E* x = static_cast<const E*>(problem.x) + i;
     const E* dy = static_cast<const E*>(problem.dy) + i;
     E* dx = static_cast<E*>(problem.out) + i;
-    if constexpr (kDrops) draw(dropout, i, bits);
+    if constexpr (kDrops) draw(dropout, i, random);
     for_each_vector<Plain<V>>(std::min(kBlock, end - i), [&](int64_t j, int, auto extent) {
       const V in = load(x + j, extent), gradient = load(dy + j, extent);
       if constexpr (kDrops) {
-        const auto r = load_random_bits<S>(bits + j);
+        const auto r = load_random_bits<S>(random + j);
         store(dx + j, backward(act, in, gradient, r < dropout.threshold, r < counted, s, c),
               extent);
       } else {
         store(dx + j, backward(act, in, gradient, Always{}, Always{}, s, c), extent);
+      }
+    });
+  }
+}
+
+// kDrops: the mask has to be drawn again.
+template <bool kDrops, class E>
+ACTREG_OUT_OF_LINE void backward_bits_loop(const Problem& problem, const TwoSlopes slopes,
+                                           int64_t begin, int64_t end) {
+  using V = typename NumberOf<E>::type;
+  using S = typename Plain<V>::Scalar;
+  const Dropout dropout = problem.dropout;
+  const uint32_t counted = problem.counted;
+  const V s(dropout.scale), c1(problem.c1);
+  alignas(64) uint16_t random[kBlock];
+  for (int64_t i = begin; i < end; i += kBlock) {
+    const E* dy = static_cast<const E*>(problem.dy) + i;
+    E* dx = static_cast<E*>(problem.out) + i;
+    if constexpr (kDrops) draw(dropout, i, random);
+    for_each_vector<Plain<V>>(std::min(kBlock, end - i), [&](int64_t j, int, auto extent) {
+      const V gradient = load(dy + j, extent);
+      const auto on =
+          problem.bits ? load_lane_bits<S>(problem.bits, i + j, extent) : every_lane<S>(true);
+      if constexpr (kDrops) {
+        const auto r = load_random_bits<S>(random + j);
+        store(dx + j,
+              backward_from_bit(on, slopes, gradient, r < dropout.threshold, r < counted, s, c1),
+              extent);
+      } else {
+        store(dx + j, backward_from_bit(on, slopes, gradient, Always{}, Always{}, s, c1), extent);
       }
     });
   }
@@ -146,6 +185,20 @@ ACTREG_FLATTEN void backward(const Problem& problem, int64_t begin, int64_t end)
     backward_loop<decltype(drops)::value, typename decltype(element)::type>(act, problem, begin,
                                                                             end);
   });
+}
+
+ACTREG_FLATTEN void backward_bits(const Problem& problem, const TwoSlopes& slopes, int64_t begin,
+                                  int64_t end) {
+  visit(
+      [&](auto element) {
+        using E = typename decltype(element)::type;
+        if (problem.drops() && problem.marked == kKeepAll) {
+          backward_bits_loop<true, E>(problem, slopes, begin, end);
+        } else {
+          backward_bits_loop<false, E>(problem, slopes, begin, end);
+        }
+      },
+      problem.element);
 }
 
 }  // namespace

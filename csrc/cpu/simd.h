@@ -132,6 +132,32 @@ ACTREG_HD Mask<S> every_lane(bool condition) {
   return {(condition ? Int(-1) : Int(0)) - Register<Int>{}};
 }
 
+// Bit k of a number for lane k.
+template <class S>
+ACTREG_HD unsigned lane_bits(Mask<S> mask) {
+#if defined(__x86_64__) && ACTREG_VECTOR_BYTES == 64
+  if constexpr (sizeof(S) == 4) return _mm512_movepi32_mask((__m512i)mask.r);
+  if constexpr (sizeof(S) == 8) return _mm512_movepi64_mask((__m512i)mask.r);
+#elif defined(__x86_64__) && ACTREG_VECTOR_BYTES == 32
+  if constexpr (sizeof(S) == 4) return _mm256_movemask_ps((__m256)mask.r);
+  if constexpr (sizeof(S) == 8) return _mm256_movemask_pd((__m256d)mask.r);
+#elif defined(__x86_64__)
+  if constexpr (sizeof(S) == 4) return _mm_movemask_ps((__m128)mask.r);
+  if constexpr (sizeof(S) == 8) return _mm_movemask_pd((__m128d)mask.r);
+#else
+  unsigned bits = 0;
+  for (int k = 0; k < Vec<S>::kLanes; ++k) bits |= (mask.r[k] & 1) << k;
+  return bits;
+#endif
+}
+template <class S>
+ACTREG_HD Mask<S> lanes_with_bits(unsigned bits) {
+  using Int = typename Lane<S>::Int;
+  Register<Int> own;
+  for (int k = 0; k < Vec<S>::kLanes; ++k) own[k] = Int{1} << k;
+  return {((static_cast<Int>(bits) - Register<Int>{}) & own) != 0};
+}
+
 ACTREG_HD Always operator&(Always, Always) { return {}; }
 template <class S>
 ACTREG_HD Mask<S> operator&(Mask<S> mask, Always) {

@@ -170,3 +170,41 @@ template <class S>
 ACTREG_HD Mask<S> lanes_of(First first) {
   return first_lanes<S>(first.count);
 }
+
+// A bit for each lane, from bit i of memory on; i is a multiple of the lanes.
+template <class S>
+ACTREG_HD void store_lane_bits(uint8_t* to, int64_t i, Mask<S> mask, Whole) {
+  constexpr int kLanes = Vec<S>::kLanes;
+  const unsigned bits = lane_bits(mask);
+  if constexpr (kLanes >= 8) {
+    __builtin_memcpy(to + i / 8, &bits,
+                     kLanes / 8);  // the first bytes: no machine here has them last
+  } else {
+    to[i / 8] = static_cast<uint8_t>((i % 8 == 0 ? 0 : to[i / 8]) | bits << (i % 8));
+  }
+}
+template <class S>
+ACTREG_HD void store_lane_bits(uint8_t* to, int64_t i, Mask<S> mask, First first) {
+  uint8_t padded[2] = {};
+  const bool is_inside = i % 8 != 0;
+  if (is_inside) padded[0] = to[i / 8];
+  store_lane_bits(padded, i % 8, mask & lanes_of<S>(first), Whole{});
+  __builtin_memcpy(to + i / 8, padded, (i % 8 + first.count + 7) / 8);
+}
+template <class S>
+ACTREG_HD Mask<S> load_lane_bits(const uint8_t* from, int64_t i, Whole) {
+  constexpr int kLanes = Vec<S>::kLanes;
+  if constexpr (kLanes >= 8) {
+    unsigned bits = 0;
+    __builtin_memcpy(&bits, from + i / 8, kLanes / 8);
+    return lanes_with_bits<S>(bits);
+  } else {
+    return lanes_with_bits<S>(from[i / 8] >> (i % 8));
+  }
+}
+template <class S>
+ACTREG_HD Mask<S> load_lane_bits(const uint8_t* from, int64_t i, First first) {
+  uint8_t padded[2] = {};
+  __builtin_memcpy(padded, from + i / 8, (i % 8 + first.count + 7) / 8);
+  return load_lane_bits<S>(padded, i % 8, Whole{});
+}

@@ -38,8 +38,8 @@ __device__ void backward_vectors(const Act& act, const Task& task, const Dropout
   Vector<E> x[kCount], dy[kCount];
   load<kWhole>(tile, static_cast<const E*>(task.x), at, x);
   gradient.template load_dy<kWhole>(tile, at, dy);
-  RandomBits<E> bits[kCount];
-  if constexpr (kDrops) draw(tile, dropout, at, bits);
+  RandomBits<E> random[kCount];
+  if constexpr (kDrops) draw(tile, dropout, at, random);
 #pragma unroll
   for (int j = 0; j < kCount; ++j) {
 #pragma unroll
@@ -49,7 +49,7 @@ __device__ void backward_vectors(const Act& act, const Task& task, const Dropout
       for (int i = 0; i < 2; ++i) {
         const T in = x[j].get(k + i), dy_i = dy[j].get(k + i);
         if constexpr (kDrops) {
-          const bool keep = bits[j].is_below(dropout.threshold, k + i);
+          const bool keep = random[j].is_below(dropout.threshold, k + i);
           dx[i] = backward(act, in, dy_i, keep, gradient.dropped_count, s, gradient.slopes);
         } else {
           dx[i] = backward(act, in, dy_i, Always{}, Always{}, s, gradient.slopes);
@@ -61,18 +61,24 @@ __device__ void backward_vectors(const Act& act, const Task& task, const Dropout
   store<kWhole>(tile, static_cast<E*>(task.out), at, x);
 }
 
+template <class E>
+__device__ Gradient<E> gradient_of(const Task& task, const typename NumberOf<E>::Sum* dpenalty,
+                                   bool dy_is_scalar) {
+  using T = typename NumberOf<E>::type;
+  const PenaltySums<double> c = task.penalty.slopes(dpenalty);
+  return {static_cast<const E*>(task.dy),
+          dy_is_scalar,
+          {T(c.l1), T(2 * c.l2), c.l2 != 0},
+          task.counted == kKeepAll};
+}
+
 template <bool kDrops, class E, class Act>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<E, false>)
     backward_kernel(const Act act, const Task task, const int64_t n, const bool is_aligned,
                     const RandomState random, const typename NumberOf<E>::Sum* dpenalty,
                     const bool dy_is_scalar) {
-  using T = typename NumberOf<E>::type;
   const Dropout dropout = drawn(task.dropout, random);
-  const PenaltySums<double> c = task.penalty.slopes(dpenalty);
-  const Gradient<E> gradient{static_cast<const E*>(task.dy),
-                             dy_is_scalar,
-                             {T(c.l1), T(2 * c.l2), c.l2 != 0},
-                             task.counted == kKeepAll};
+  const Gradient<E> gradient = gradient_of<E>(task, dpenalty, dy_is_scalar);
   const int64_t tiles = tiles_of<E>(n);
 #pragma unroll 1
   for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {

@@ -10,6 +10,9 @@ template <class E>
 cudaError_t forward_of(const Problem&, const Launch&, const RandomState&, void*, Workspace*);
 template <class E>
 cudaError_t backward_of(const Problem&, const Launch&, const RandomState&, const void*, bool);
+template <class E>
+cudaError_t backward_bits_of(const Problem&, const TwoSlopes&, const Launch&, const RandomState&,
+                             const void*, bool);
 
 namespace {
 
@@ -36,6 +39,14 @@ cudaError_t backward(const Problem& problem, const Launch& launch, const RandomS
   return dispatch(problem, [&](auto element) {
     using E = typename decltype(element)::type;
     return backward_of<E>(problem, launch, random, dpenalty, dy_is_scalar);
+  });
+}
+
+cudaError_t backward_bits(const Problem& problem, const TwoSlopes& slopes, const Launch& launch,
+                          const RandomState& random, const void* dpenalty, bool dy_is_scalar) {
+  return dispatch(problem, [&](auto element) {
+    using E = typename decltype(element)::type;
+    return backward_bits_of<E>(problem, slopes, launch, random, dpenalty, dy_is_scalar);
   });
 }
 

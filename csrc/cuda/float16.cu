@@ -1,5 +1,5 @@
 // The kernels for float16. Layer: cuda.
-#include "cuda/backward.cuh"
+#include "cuda/backward_bits.cuh"
 #include "cuda/forward.cuh"
 
 namespace actreg {
@@ -9,6 +9,8 @@ template cudaError_t forward_of<Half>(const Problem&, const Launch&, const Rando
                                       Workspace*);
 template cudaError_t backward_of<Half>(const Problem&, const Launch&, const RandomState&,
                                        const void*, bool);
+template cudaError_t backward_bits_of<Half>(const Problem&, const TwoSlopes&, const Launch&,
+                                            const RandomState&, const void*, bool);
 
 }  // namespace cuda
 }  // namespace actreg

@@ -1,6 +1,7 @@
 // Forward: one launch reads x, writes y and leaves the finished penalty. Layer: cuda.
 #pragma once
 
+#include "core/kept.h"
 #include "core/operator.h"
 #include "cuda/launch.cuh"
 #include "cuda/reduction.cuh"
@@ -16,11 +17,23 @@ __device__ void forward_vectors(const Act& act, const Task& task, const Dropout&
   const T s(dropout.scale);
   Vector<E> x[kCount];
   load<kWhole>(tile, static_cast<const E*>(task.x), at, x);
-  RandomBits<E> bits[kCount];
-  if constexpr (kDrops) draw(tile, dropout, at, bits);
+  RandomBits<E> random[kCount];
+  if constexpr (kDrops) draw(tile, dropout, at, random);
 #pragma unroll
   for (int j = 0; j < kCount; ++j) {
     const int valid = kWhole ? Vector<E>::kElements : tile.valid(at + j);
+    if constexpr (kHasTwoSlopes<Act>) {
+      if (task.bits) {
+        const bool all = !kDrops || task.marked == kKeepAll;
+        unsigned on = 0;
+#pragma unroll
+        for (int k = 0; k < Vector<E>::kElements; ++k) {
+          const bool is_marked = all || random[j].is_below(dropout.threshold, k);
+          on |= unsigned{k < valid && is_marked && is_on(act, T(x[j].get(k)))} << k;
+        }
+        store_bits(tile, task.bits, at + j, on);
+      }
+    }
 #pragma unroll
     for (int k = 0; k < Vector<E>::kElements; k += 2) {
       T y[2];
@@ -31,7 +44,7 @@ __device__ void forward_vectors(const Act& act, const Task& task, const Dropout&
         if constexpr (!kDrops) {
           y[i] = forward(act, in, Always{}, is_valid, s, sums);
         } else {
-          const bool keep = bits[j].is_below(dropout.threshold, k + i);
+          const bool keep = random[j].is_below(dropout.threshold, k + i);
           y[i] = forward(act, in, keep, is_valid && (kAllCount || keep), s, sums);
         }
       }

@@ -45,6 +45,9 @@ cudaError_t forward(const Problem&, const Launch&, const RandomState&, void* pen
 // dy_is_scalar.
 cudaError_t backward(const Problem&, const Launch&, const RandomState&, const void* dpenalty,
                      bool dy_is_scalar);
+// The same from problem.bits, or from none, in the place of x.
+cudaError_t backward_bits(const Problem&, const TwoSlopes&, const Launch&, const RandomState&,
+                          const void* dpenalty, bool dy_is_scalar);
 // d(dx)/dx for each element, of double only.
 cudaError_t curvature(const Problem&, const Launch&, const RandomState&, const void* dpenalty,
                       bool dy_is_scalar);

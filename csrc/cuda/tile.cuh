@@ -113,6 +113,25 @@ __device__ void store(const Tile<E>& tile, E* to, int at, const Vector<E> (&from
   }
 }
 
+// A bit for each element of the thread's vector j, in the low bits of `mine`, to memory; a byte has
+// those of kSharers neighbouring lanes.
+template <class E>
+__device__ void store_bits(const Tile<E>& tile, uint8_t* to, int j, unsigned mine) {
+  constexpr int kSharers = Tile<E>::kSharers;
+  mine <<= threadIdx.x % kSharers * Tile<E>::kWidth;
+#pragma unroll
+  for (int step = 1; step < kSharers; step *= 2) mine |= __shfl_xor_sync(kAllLanes, mine, step);
+  const int64_t first = tile.first_of(j);
+  if (threadIdx.x % kSharers == 0 && first < tile.n) to[first / 8] = static_cast<uint8_t>(mine);
+}
+// And back; all are on where there are none.
+template <class E>
+__device__ unsigned load_bits(const Tile<E>& tile, const uint8_t* from, int j) {
+  const int64_t first = tile.first_of(j);
+  if (!from || first >= tile.n) return ~0u;
+  return from[first / 8] >> (first % 8);
+}
+
 // The random bits of a vector's elements, two in each word.
 template <class E>
 struct RandomBits {

@@ -5,7 +5,7 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
-#include "torch/nodes.h"
+#include "torch/nodes_of_bits.h"
 
 namespace actreg {
 namespace {
@@ -17,46 +17,119 @@ OptionalTensor primal(const OptionalTensor& tensor) {
   return tensor && torch::autograd::isFwGradDefined(*tensor) ? tensor->_fw_primal(0) : tensor;
 }
 
-// The forward operators' derivatives; `output` and `penalty` come from the kernels.
-void differentiate_forward(const Tensor& x, const OptionalTensor& rng_state, Tensor& output,
-                           Tensor& penalty, const Attributes& a) {
-  if (torch::autograd::compute_requires_grad(x)) {
-    auto node = make_node<ActRegBackward>(torch::autograd::collect_next_edges(x), a,
-                                          std::array<Tensor, 2>{x, tensor_or_none(rng_state)});
-    torch::autograd::set_history(output, node);
-    torch::autograd::set_history(penalty, node);
+using Two = std::array<Tensor, 2>;
+
+// What the forward operators give, or some of it.
+struct Results {
+  Tensor output, penalty, rng_state, bits;
+};
+
+// The kernels below, with bits or without, for that rng_state or for one that they draw.
+Results run(c10::DispatchKeySet keys, const Tensor& x, const OptionalTensor& rng_state,
+            const Attributes& a, bool with_bits) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  keys = keys & c10::after_autograd_keyset;
+  const auto call = [&](const auto& op) {
+    return op.redispatch(keys, x, rng_state, a.activation, a.parameters, a.p, a.on_output,
+                         a.coefficients);
+  };
+  const Tensor given = tensor_or_none(rng_state);
+  if (with_bits) {
+    auto [output, penalty, bits] = call(forward_bits_operator());
+    return {output, penalty, given, bits};
   }
+  auto [output, penalty] = call(forward_operator());
+  return {output, penalty, given, Tensor()};
+}
+Results run_random(c10::DispatchKeySet keys, const Tensor& x, const Attributes& a, bool with_bits) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  keys = keys & c10::after_autograd_keyset;
+  const auto call = [&](const auto& op) {
+    return op.redispatch(keys, x, a.activation, a.parameters, a.p, a.on_output, a.coefficients);
+  };
+  if (with_bits) {
+    auto [output, penalty, rng_state, bits] = call(forward_random_bits_operator());
+    return {output, penalty, rng_state, bits};
+  }
+  auto [output, penalty, rng_state] = call(forward_random_operator());
+  return {output, penalty, rng_state, Tensor()};
+}
+
+// Hangs the node on the results that keeps the least.
+void set_history(const Tensor& x, Results& results, const Attributes& a, const Problem& problem,
+                 const State& state) {
+  auto edges = torch::autograd::collect_next_edges(x);
+  const auto hang = [&](const auto& node) {
+    torch::autograd::set_history(results.output, node);
+    torch::autograd::set_history(results.penalty, node);
+  };
+  if (state.kept == Kept::kBits || state.kept == Kept::kNothing) {
+    const Two kept{results.bits, draws_again(problem) ? results.rng_state : Tensor()};
+    hang(make_node<ActRegBitsBackward>(std::move(edges), a, kept, strides_of(x)));
+  } else if (state.kept == Kept::kOutput) {
+    auto node = make_node<ActRegBackward>(std::move(edges), a, Two{Tensor(), results.rng_state});
+    hang(node);
+    node->keep_output(results.output, problem.penalty.s);
+  } else {
+    hang(make_node<ActRegBackward>(std::move(edges), a, Two{x, results.rng_state}));
+  }
+}
+
+// The forward operators' derivatives. `kernels(with_bits)` computes the results.
+template <class Kernels>
+Results differentiable(const Tensor& x, const Attributes& a, bool wants_bits, Kernels kernels) {
+  const bool requires_grad = torch::autograd::compute_requires_grad(x);
+  Problem problem;
+  State state;
+  if (requires_grad) {
+    problem = problem_of(a);
+    state = state_of(problem);
+    problem.marked = state.marked;
+  }
+  Results results = kernels(wants_bits || state.kept == Kept::kBits);
   if (const Tensor dx = tangent(x); dx.defined()) {
     const Tensor at = *primal(x);
-    output._set_fw_grad(call(backward_operator(), dx, std::nullopt, at, rng_state, a), 0, false);
-    penalty._set_fw_grad(penalty_direction(dx, at, rng_state, a), 0, false);
+    const OptionalTensor rng_state = optional(results.rng_state);
+    results.output._set_fw_grad(call(backward_operator(), dx, std::nullopt, at, rng_state, a), 0,
+                                false);
+    results.penalty._set_fw_grad(penalty_direction(dx, at, rng_state, a), 0, false);
   }
+  if (requires_grad) set_history(x, results, a, problem, state);  // may keep the output as it is
+  return results;
 }
 
 std::tuple<Tensor, Tensor> forward_autograd(c10::DispatchKeySet keys, const Tensor& x,
                                             const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
-  std::tuple<Tensor, Tensor> result;
-  {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    result = forward_operator().redispatch(keys & c10::after_autograd_keyset, x, rng_state,
-                                           ACTREG_ATTRIBUTE_NAMES);
-  }
-  auto& [output, penalty] = result;
-  differentiate_forward(x, rng_state, output, penalty, {ACTREG_ATTRIBUTE_NAMES});
-  return result;
+  const Attributes a{ACTREG_ATTRIBUTE_NAMES};
+  auto [output, penalty, state, bits] = differentiable(
+      x, a, false, [&](bool with_bits) { return run(keys, x, rng_state, a, with_bits); });
+  return {std::move(output), std::move(penalty)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward_random_autograd(c10::DispatchKeySet keys,
                                                            const Tensor& x, ACTREG_ATTRIBUTES) {
-  std::tuple<Tensor, Tensor, Tensor> result;
-  {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    result = forward_random_operator().redispatch(keys & c10::after_autograd_keyset, x,
-                                                  ACTREG_ATTRIBUTE_NAMES);
-  }
-  auto& [output, penalty, rng_state] = result;
-  differentiate_forward(x, rng_state, output, penalty, {ACTREG_ATTRIBUTE_NAMES});
-  return result;
+  const Attributes a{ACTREG_ATTRIBUTE_NAMES};
+  auto [output, penalty, state, bits] = differentiable(
+      x, a, false, [&](bool with_bits) { return run_random(keys, x, a, with_bits); });
+  return {std::move(output), std::move(penalty), std::move(state)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward_bits_autograd(c10::DispatchKeySet keys, const Tensor& x,
+                                                         const OptionalTensor& rng_state,
+                                                         ACTREG_ATTRIBUTES) {
+  const Attributes a{ACTREG_ATTRIBUTE_NAMES};
+  auto [output, penalty, state, bits] = differentiable(
+      x, a, true, [&](bool with_bits) { return run(keys, x, rng_state, a, with_bits); });
+  return {std::move(output), std::move(penalty), std::move(bits)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_autograd(c10::DispatchKeySet keys,
+                                                                        const Tensor& x,
+                                                                        ACTREG_ATTRIBUTES) {
+  const Attributes a{ACTREG_ATTRIBUTE_NAMES};
+  auto [output, penalty, state, bits] =
+      differentiable(x, a, true, [&](bool with_bits) { return run_random(keys, x, a, with_bits); });
+  return {std::move(output), std::move(penalty), std::move(state), std::move(bits)};
 }
 
 Tensor backward_autograd(c10::DispatchKeySet keys, const OptionalTensor& dy,
@@ -93,6 +166,33 @@ Tensor backward_autograd(c10::DispatchKeySet keys, const OptionalTensor& dy,
   return dx;
 }
 
+Tensor backward_bits_autograd(c10::DispatchKeySet keys, const Tensor& dy,
+                              const OptionalTensor& dpenalty, const OptionalTensor& bits,
+                              const OptionalTensor& rng_state, c10::SymIntArrayRef strides,
+                              ACTREG_ATTRIBUTES) {
+  const Attributes a{ACTREG_ATTRIBUTE_NAMES};
+  Tensor dx;
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    dx = backward_bits_operator().redispatch(keys & c10::after_autograd_keyset, dy, dpenalty, bits,
+                                             rng_state, strides, ACTREG_ATTRIBUTE_NAMES);
+  }
+  const Tensor dpenalty_or_none = tensor_or_none(dpenalty);
+  if (torch::autograd::compute_requires_grad(dy, dpenalty_or_none)) {
+    auto edges = torch::autograd::collect_next_edges(dy, dpenalty_or_none, Tensor());
+    const Two kept{tensor_or_none(bits), tensor_or_none(rng_state)};
+    torch::autograd::set_history(
+        dx, make_node<ActRegBitsBackwardBackward>(std::move(edges), a, kept, strides.vec()));
+  }
+  const Tensor dy_t = tangent(dy), dpenalty_t = tangent(dpenalty);
+  if (dy_t.defined() || dpenalty_t.defined()) {
+    const Tensor direction = dy_t.defined() ? dy_t : zeros_of(dy.sym_sizes(), dy.options());
+    dx._set_fw_grad(call_bits(direction, optional(dpenalty_t), bits, rng_state, strides, a), 0,
+                    false);
+  }
+  return dx;
+}
+
 // Third derivatives: refused, where something asks for them.
 Tensor curvature_autograd(c10::DispatchKeySet keys, const OptionalTensor& dy,
                           const OptionalTensor& dpenalty, const Tensor& x,
@@ -123,7 +223,10 @@ Tensor curvature_autograd(c10::DispatchKeySet keys, const OptionalTensor& dy,
 TORCH_LIBRARY_IMPL(actreg, Autograd, m) {
   m.impl("forward", TORCH_FN(forward_autograd));
   m.impl("forward_random", TORCH_FN(forward_random_autograd));
+  m.impl("forward_bits", TORCH_FN(forward_bits_autograd));
+  m.impl("forward_random_bits", TORCH_FN(forward_random_bits_autograd));
   m.impl("backward", TORCH_FN(backward_autograd));
+  m.impl("backward_bits", TORCH_FN(backward_bits_autograd));
   m.impl("curvature", TORCH_FN(curvature_autograd));
 }
 

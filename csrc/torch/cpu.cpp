@@ -85,13 +85,20 @@ void read_gradient(Problem& problem, const OptionalTensor& dpenalty) {
   problem.c2_twice = 2 * c.l2;
 }
 
+Tensor empty_bits(const Tensor& x) {
+  return at::detail::empty_cpu({(x.numel() + 7) / 8}, at::kByte);
+}
+
+// bits: where to leave them, if at all.
 std::tuple<Tensor, Tensor> run_forward(Problem& problem, const Tensor& input,
-                                       const Attributes& attributes) {
+                                       const Attributes& attributes,
+                                       const Tensor& bits = Tensor()) {
   const Tensor x = dense(input);
   Tensor y = with_layout(x),
          penalty = at::detail::empty_cpu(penalty_shape(attributes), accumulation_type(x));
   problem.x = x.const_data_ptr();
   problem.out = y.mutable_data_ptr();
+  if (bits.defined()) problem.bits = bits.mutable_data_ptr<uint8_t>();
   const int64_t n = x.numel();
   c10::SmallVector<PenaltySums<double>, 64> partial((n + kChunk - 1) / kChunk);
   for_each_chunk(n, [&](int64_t chunk, int64_t begin, int64_t end) {
@@ -115,16 +122,44 @@ std::tuple<Tensor, Tensor> forward_cpu(const Tensor& x, const OptionalTensor& rn
   return run_forward(problem, x, attributes);
 }
 
-std::tuple<Tensor, Tensor, Tensor> forward_random_cpu(const Tensor& x, ACTREG_ATTRIBUTES) {
+std::tuple<Tensor, Tensor, Tensor> forward_bits_cpu(const Tensor& x,
+                                                    const OptionalTensor& rng_state,
+                                                    ACTREG_ATTRIBUTES) {
   const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  Problem problem = make_problem(x, attributes);  // throws before the generator moves
+  Problem problem = make_problem(x, attributes);
+  bits_state(problem, attributes);
+  read_rng_state(problem, rng_state, x);
+  const Tensor bits = empty_bits(x);
+  auto [y, penalty] = run_forward(problem, x, attributes, bits);
+  return {y, penalty, bits};
+}
+
+// A new {seed, offset} from the default generator.
+Tensor draw(Problem& problem, const Tensor& x) {
   Tensor rng_state = at::detail::empty_cpu({2}, at::kLong);
   int64_t* state = rng_state.mutable_data_ptr<int64_t>();
   state[0] = draw_seed();
   state[1] = 0;
   read_rng_state(problem, rng_state, x);
+  return rng_state;
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward_random_cpu(const Tensor& x, ACTREG_ATTRIBUTES) {
+  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
+  Problem problem = make_problem(x, attributes);  // throws before the generator moves
+  const Tensor rng_state = draw(problem, x);
   auto [y, penalty] = run_forward(problem, x, attributes);
   return {y, penalty, rng_state};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_cpu(const Tensor& x,
+                                                                   ACTREG_ATTRIBUTES) {
+  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
+  Problem problem = make_problem(x, attributes);
+  bits_state(problem, attributes);
+  const Tensor rng_state = draw(problem, x), bits = empty_bits(x);
+  auto [y, penalty] = run_forward(problem, x, attributes, bits);
+  return {y, penalty, rng_state, bits};
 }
 
 template <class Kernel>
@@ -149,6 +184,27 @@ Tensor backward_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, co
   return run_backward(cpu_kernels().backward, dy, dpenalty, x, rng_state, {ACTREG_ATTRIBUTE_NAMES});
 }
 
+Tensor backward_bits_cpu(const Tensor& dy, const OptionalTensor& dpenalty,
+                         const OptionalTensor& bits, const OptionalTensor& rng_state,
+                         at::IntArrayRef strides, ACTREG_ATTRIBUTES) {
+  auto [problem, state] =
+      backward_bits_problem(dy, dpenalty, bits, rng_state, strides, {ACTREG_ATTRIBUTE_NAMES});
+  if (draws_again(problem)) read_rng_state(problem, rng_state, dy);
+  read_gradient(problem, dpenalty);
+  Tensor dx = at::detail::empty_strided_cpu(dy.sizes(), strides, dy.scalar_type());
+  const Tensor gradient = with_layout_of(dx, dy);
+  if (bits && bits->defined()) {  // which are only read here
+    problem.bits = const_cast<uint8_t*>(bits->const_data_ptr<uint8_t>());
+  }
+  problem.dy = gradient.const_data_ptr();
+  problem.out = dx.mutable_data_ptr();
+  for_each_chunk(dy.numel(),
+                 [&, &problem = problem, &state = state](int64_t, int64_t begin, int64_t end) {
+                   cpu_kernels().backward_bits(problem, state.slopes, begin, end);
+                 });
+  return dx;
+}
+
 Tensor curvature_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                      const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
   const auto run = [&](const OptionalTensor& wide_dy, const OptionalTensor& gradient,
@@ -164,6 +220,9 @@ TORCH_LIBRARY_IMPL(actreg, CPU, m) {
   m.impl("forward", &forward_cpu);
   m.impl("forward_random", &forward_random_cpu);
   m.impl("backward", &backward_cpu);
+  m.impl("forward_bits", &forward_bits_cpu);
+  m.impl("forward_random_bits", &forward_random_bits_cpu);
+  m.impl("backward_bits", &backward_bits_cpu);
   m.impl("curvature", &curvature_cpu);
 }
 

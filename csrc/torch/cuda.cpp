@@ -70,10 +70,14 @@ cuda::RandomState given(const Problem& problem, const OptionalTensor& rng_state)
   return random;
 }
 
-// Everything is allocated before the generator moves, and that before the launch.
+Tensor empty_bits(const Tensor& x) { return empty({(x.numel() + 7) / 8}, at::kByte, x); }
+
+// Everything is allocated before the generator moves, and that before the launch. bits: where to
+// leave them, if at all.
 template <class Random>
 std::tuple<Tensor, Tensor> run_forward(Problem& problem, const Tensor& input,
-                                       const Attributes& attributes, Random random) {
+                                       const Attributes& attributes, Random random,
+                                       const Tensor& bits = Tensor()) {
   const c10::cuda::CUDAGuard guard(input.device());
   const auto stream = c10::cuda::getCurrentCUDAStream(input.device().index());
   const Tensor x = dense(input);
@@ -81,6 +85,7 @@ std::tuple<Tensor, Tensor> run_forward(Problem& problem, const Tensor& input,
   cuda::Workspace* workspace = workspace_of(x.device().index(), stream);
   problem.x = x.const_data_ptr();
   problem.out = y.mutable_data_ptr();
+  if (bits.defined()) problem.bits = bits.mutable_data_ptr<uint8_t>();
   const cuda::Launch grid = launch(x, stream);
   C10_CUDA_CHECK(cuda::forward(problem, grid, random(), penalty.mutable_data_ptr(), workspace));
   return {y, penalty};
@@ -102,6 +107,29 @@ std::tuple<Tensor, Tensor, Tensor> forward_random_cuda(const Tensor& x, ACTREG_A
   return {y, penalty, rng_state};
 }
 
+std::tuple<Tensor, Tensor, Tensor> forward_bits_cuda(const Tensor& x,
+                                                     const OptionalTensor& rng_state,
+                                                     ACTREG_ATTRIBUTES) {
+  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
+  Problem problem = make_problem(x, attributes);
+  bits_state(problem, attributes);
+  if (problem.drops()) check_rng_state(rng_state, x);
+  const Tensor bits = empty_bits(x);
+  auto [y, penalty] =
+      run_forward(problem, x, attributes, [&] { return given(problem, rng_state); }, bits);
+  return {y, penalty, bits};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_cuda(const Tensor& x,
+                                                                    ACTREG_ATTRIBUTES) {
+  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
+  Problem problem = make_problem(x, attributes);
+  bits_state(problem, attributes);
+  const Tensor rng_state = empty({2}, at::kLong, x), bits = empty_bits(x);
+  auto [y, penalty] = run_forward(problem, x, attributes, [&] { return draw(x, rng_state); }, bits);
+  return {y, penalty, rng_state, bits};
+}
+
 // y.sum().backward() expands one number to the shape of y: no need to write it out.
 bool is_scalar(const OptionalTensor& dy, const Tensor& x) {
   if (!dy || !dy->defined() || dy->numel() < 2 || dy->scalar_type() != x.scalar_type()) {
@@ -113,6 +141,23 @@ bool is_scalar(const OptionalTensor& dy, const Tensor& x) {
   return true;
 }
 
+// Leaves dx, of the strides of `like`, where problem.out says. kernel(launch, dpenalty,
+// dy_is_scalar).
+template <class Kernel>
+Tensor launch_backward(Problem& problem, const OptionalTensor& dy, const OptionalTensor& dpenalty,
+                       const Tensor& dx, Kernel kernel) {
+  const auto stream = c10::cuda::getCurrentCUDAStream(dx.device().index());
+  const bool dy_is_scalar = is_scalar(dy, dx);
+  Tensor gradient, slope;
+  if (dy && dy->defined()) gradient = dy_is_scalar ? *dy : with_layout_of(dx, dy);
+  if (dpenalty && dpenalty->defined()) slope = dpenalty->to(accumulation_type(dx)).contiguous();
+  problem.dy = gradient.defined() ? gradient.const_data_ptr() : nullptr;
+  problem.out = dx.mutable_data_ptr();
+  C10_CUDA_CHECK(
+      kernel(launch(dx, stream), slope.defined() ? slope.const_data_ptr() : nullptr, dy_is_scalar));
+  return dx;
+}
+
 template <class Kernel>
 Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTensor& dpenalty,
                     const Tensor& input, const OptionalTensor& rng_state,
@@ -120,21 +165,35 @@ Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTenso
   Problem problem = backward_problem(dy, dpenalty, input, attributes);
   if (problem.drops()) check_rng_state(rng_state, input);
   const c10::cuda::CUDAGuard guard(input.device());
-  const auto stream = c10::cuda::getCurrentCUDAStream(input.device().index());
   const Tensor x = dense(input);
-  const bool dy_is_scalar = is_scalar(dy, x);
-  Tensor gradient, slope;
-  if (dy && dy->defined()) gradient = dy_is_scalar ? *dy : with_layout_of(x, dy);
-  if (dpenalty && dpenalty->defined()) {
-    slope = dpenalty->to(accumulation_type(x)).contiguous();
-  }
-  Tensor dx = with_layout(x);
   problem.x = x.const_data_ptr();
-  problem.dy = gradient.defined() ? gradient.const_data_ptr() : nullptr;
-  problem.out = dx.mutable_data_ptr();
-  C10_CUDA_CHECK(kernel(problem, launch(x, stream), given(problem, rng_state),
-                        slope.defined() ? slope.const_data_ptr() : nullptr, dy_is_scalar));
-  return dx;
+  return launch_backward(problem, dy, dpenalty, with_layout(x),
+                         [&](const cuda::Launch& grid, const void* slope, bool dy_is_scalar) {
+                           return kernel(problem, grid, given(problem, rng_state), slope,
+                                         dy_is_scalar);
+                         });
+}
+
+Tensor backward_bits_cuda(const Tensor& dy, const OptionalTensor& dpenalty,
+                          const OptionalTensor& bits, const OptionalTensor& rng_state,
+                          at::IntArrayRef strides, ACTREG_ATTRIBUTES) {
+  auto [checked, state] =
+      backward_bits_problem(dy, dpenalty, bits, rng_state, strides, {ACTREG_ATTRIBUTE_NAMES});
+  Problem problem = checked;
+  const TwoSlopes slopes = state.slopes;
+  const c10::cuda::CUDAGuard guard(dy.device());
+  if (bits && bits->defined()) {  // which are only read here
+    problem.bits = const_cast<uint8_t*>(bits->const_data_ptr<uint8_t>());
+  }
+  const cuda::RandomState random =
+      draws_again(problem) ? given(problem, rng_state) : cuda::RandomState{};
+  const Tensor dx =
+      at::detail::empty_strided_cuda(dy.sizes(), strides, dy.scalar_type(), dy.device());
+  return launch_backward(problem, dy, dpenalty, dx,
+                         [&](const cuda::Launch& grid, const void* slope, bool dy_is_scalar) {
+                           return cuda::backward_bits(problem, slopes, grid, random, slope,
+                                                      dy_is_scalar);
+                         });
 }
 
 Tensor backward_cuda(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
@@ -156,7 +215,10 @@ Tensor curvature_cuda(const OptionalTensor& dy, const OptionalTensor& dpenalty, 
 TORCH_LIBRARY_IMPL(actreg, CUDA, m) {
   m.impl("forward", &forward_cuda);
   m.impl("forward_random", &forward_random_cuda);
+  m.impl("forward_bits", &forward_bits_cuda);
+  m.impl("forward_random_bits", &forward_random_bits_cuda);
   m.impl("backward", &backward_cuda);
+  m.impl("backward_bits", &backward_bits_cuda);
   m.impl("curvature", &curvature_cuda);
 }
 

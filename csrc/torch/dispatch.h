@@ -25,6 +25,18 @@ inline const auto& backward_operator() {
   static const auto handle = find_operator<Backward>("actreg::backward");
   return handle;
 }
+inline const auto& forward_bits_operator() {
+  static const auto handle = find_operator<ForwardBits>("actreg::forward_bits");
+  return handle;
+}
+inline const auto& forward_random_bits_operator() {
+  static const auto handle = find_operator<ForwardRandomBits>("actreg::forward_random_bits");
+  return handle;
+}
+inline const auto& backward_bits_operator() {
+  static const auto handle = find_operator<BackwardBits>("actreg::backward_bits");
+  return handle;
+}
 inline const auto& curvature_operator() {
   static const auto handle = find_operator<Backward>("actreg::curvature");
   return handle;

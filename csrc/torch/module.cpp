@@ -33,6 +33,23 @@ std::pair<Tensor, Tensor> act_reg(const Tensor& x, const OptionalTensor& rng_sta
   return {std::move(y), std::move(penalty)};
 }
 
+// What forward keeps of x for backward, if the input requires a gradient.
+const char* kept(c10::string_view activation, const std::vector<double>& parameters, double p,
+                 bool on_output, double l1, double l2) {
+  const double coefficients[] = {l1, l2};
+  const Problem problem = problem_of({activation, parameters, p, on_output, coefficients});
+  switch (state_of(problem).kept) {
+    case Kept::kInput:
+      return "input";
+    case Kept::kOutput:
+      return "output";
+    case Kept::kBits:
+      return "bits";
+    default:
+      return "nothing";
+  }
+}
+
 py::dict activations() {
   py::dict all;
   for_each_activation([&](auto act) {
@@ -73,6 +90,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("forward", torch::wrap_pybind_function_no_gil(act_reg), py::arg("x"), py::arg("rng_state"),
         py::arg("activation"), py::arg("parameters"), py::arg("p"), py::arg("on_output"),
         py::arg("l1"), py::arg("l2"));
+  m.def("kept", &kept, py::arg("activation"), py::arg("parameters"), py::arg("p"),
+        py::arg("on_output"), py::arg("l1"), py::arg("l2"));
   m.def("activations", &activations);
   m.def("build_info", &build_info);
   m.def("cpu_capability", [] { return cpu_kernels().name; });

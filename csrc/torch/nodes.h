@@ -4,7 +4,7 @@
 // The nodes are hung on the outputs as generated code of PyTorch does it. torch::autograd::Function
 // and Python formulas are slower, and do not work under torch.func or are wrong in the second
 // order. backward is linear in dy and dpenalty, and elementwise in x: its derivatives are itself
-// again, and `curvature` times the direction.
+// again, and `curvature` times the direction. nodes_of_bits.h has those that do without x.
 #pragma once
 
 #include <ATen/Functions.h>
@@ -77,6 +77,15 @@ inline Tensor call(const c10::TypedOperatorHandle<Backward>& op, const OptionalT
                  a.coefficients);
 }
 
+// A node that is alive, as SavedVariable::unpack takes it.
+inline auto pointer_to(Node* node) {
+#if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 13)
+  return c10::intrusive_ptr<Node>::reclaim_copy(node);
+#else
+  return node->shared_from_this();
+#endif
+}
+
 inline OptionalTensor optional(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
@@ -124,24 +133,28 @@ struct Strides {
   }
 };
 
-// What the two nodes share: the saved tensors, the lock, compiled autograd.
+// What the nodes share: the saved tensors, the lock, compiled autograd.
 template <int kSaved>
 struct ActRegNode : public Node {
-  SavedVariable saved[kSaved];  // the last two: x, rng_state
-  Strides strides;
+  SavedVariable saved[kSaved];
   OwnedAttributes attributes;
+  bool keeps_output = false;  // saved[0] is an output of this node
 
   ActRegNode(edge_list&& edges, const Attributes& a, const std::array<Tensor, kSaved>& tensors)
       : Node(std::move(edges)), attributes(a) {
-    if (a.p > 0) strides = Strides(tensors[kSaved - 2]);
     for (int i = 0; i < kSaved; ++i) saved[i] = SavedVariable(tensors[i], false);
+  }
+  Tensor unpack(int i) {
+    return keeps_output && i == 0 ? saved[i].unpack(pointer_to(this)) : saved[i].unpack();
   }
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto& variable : saved) variable.reset_data();
   }
   void compiled_args(CompiledNodeArgs& args) const override {
-    for (const auto& variable : saved) args.collect(variable, false);
+    for (const auto& variable : saved) {
+      args.collect(variable, keeps_output && &variable == saved);
+    }
     attributes.collect(args);
   }
   variable_list apply_with_saved(const variable_list& inputs, SwapSavedVariables& swap) override {
@@ -152,24 +165,42 @@ struct ActRegNode : public Node {
   }
 };
 
-struct ActRegBackward final : public ActRegNode<2> {  // saved: x, rng_state
-  using ActRegNode::ActRegNode;
+struct ActRegBackward final : public ActRegNode<2> {  // saved: x (or the output), rng_state
+  Strides strides;
+
+  ActRegBackward(edge_list&& edges, const Attributes& a, const std::array<Tensor, 2>& tensors)
+      : ActRegNode(std::move(edges), a, tensors) {
+    if (a.p > 0 && tensors[0].defined()) strides = Strides(tensors[0]);
+  }
   std::string name() const override { return "ActRegBackward"; }
 
+  // In the place of x, once this node is the history of `output`. With dropout that is s * a where
+  // it is kept, and backward, which multiplies a by s^2 for the penalty on it, needs one s less.
+  void keep_output(const Tensor& output, double s) {
+    keeps_output = true;
+    saved[0] = SavedVariable(output, true);
+    strides = Strides(output);
+    if (attributes.coefficients) (*attributes.coefficients)[1] /= s;
+  }
   variable_list apply(variable_list&& gradients) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const Tensor &dy = gradients[0], &dpenalty = gradients[1];
     if (!task_should_compute_output(0) || (!dy.defined() && !dpenalty.defined())) {
       return {Tensor()};
     }
-    return {call(backward_operator(), optional(dy), optional(dpenalty),
-                 strides.restored(saved[0].unpack()), optional(saved[1].unpack()),
-                 attributes.view())};
+    return {call(backward_operator(), optional(dy), optional(dpenalty), strides.restored(unpack(0)),
+                 optional(unpack(1)), attributes.view())};
   }
 };
 
 struct ActRegBackwardBackward final : public ActRegNode<4> {  // saved: dy, dpenalty, x, rng_state
-  using ActRegNode::ActRegNode;
+  Strides strides;
+
+  ActRegBackwardBackward(edge_list&& edges, const Attributes& a,
+                         const std::array<Tensor, 4>& tensors)
+      : ActRegNode(std::move(edges), a, tensors) {
+    if (a.p > 0) strides = Strides(tensors[2]);
+  }
   std::string name() const override { return "ActRegBackwardBackward"; }
 
   variable_list apply(variable_list&& gradients) override {

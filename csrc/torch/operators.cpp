@@ -63,6 +63,23 @@ std::tuple<Tensor, Tensor, Tensor> forward_random_meta(const Tensor& x, ACTREG_A
   return {y, penalty, rng_state};
 }
 
+Tensor bits_meta(const Tensor& x) {
+  return at::empty_symint({(x.sym_numel() + 7) / 8}, x.options().dtype(at::kByte));
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward_bits_meta(const Tensor& x,
+                                                     const OptionalTensor& rng_state,
+                                                     ACTREG_ATTRIBUTES) {
+  auto [y, penalty] = forward_meta(x, rng_state, ACTREG_ATTRIBUTE_NAMES);
+  return {y, penalty, bits_meta(x)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_meta(const Tensor& x,
+                                                                    ACTREG_ATTRIBUTES) {
+  auto [y, penalty, rng_state] = forward_random_meta(x, ACTREG_ATTRIBUTE_NAMES);
+  return {y, penalty, rng_state, bits_meta(x)};
+}
+
 Tensor backward_meta(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                      const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
   const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
@@ -71,14 +88,20 @@ Tensor backward_meta(const OptionalTensor& dy, const OptionalTensor& dpenalty, c
   return like(x);
 }
 
+Tensor backward_bits_meta(const Tensor& dy, const OptionalTensor& dpenalty, const OptionalTensor&,
+                          const OptionalTensor& rng_state, c10::SymIntArrayRef strides,
+                          ACTREG_ATTRIBUTES) {
+  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
+  Problem problem = make_problem(dy, attributes);
+  bits_state(problem, attributes);
+  if (draws_again(problem)) check_rng_state(rng_state, dy);
+  check_devices(dy, dpenalty, dy);
+  return at::empty_strided_symint(dy.sym_sizes(), strides, dy.options());
+}
+
 }  // namespace
 
-Problem make_problem(const Tensor& x, const Attributes& attributes) {
-  const auto element = element_of(x.scalar_type());
-  TORCH_CHECK_TYPE(element, "actreg: input has dtype ", x.scalar_type(),
-                   "; accepted are float32, float64, float16 and bfloat16");
-  TORCH_CHECK_VALUE(x.layout() == at::kStrided, "actreg: input has layout ", x.layout(),
-                    "; accepted are strided tensors");
+Problem problem_of(const Attributes& attributes) {
   TORCH_CHECK_VALUE(attributes.p >= 0 && attributes.p <= 1,
                     "dropout probability has to be between 0 and 1, but got ", attributes.p);
   TORCH_CHECK_VALUE(!attributes.coefficients || attributes.coefficients->size() == 2,
@@ -93,7 +116,6 @@ Problem make_problem(const Tensor& x, const Attributes& attributes) {
 
   Problem problem;
   problem.activation = *activation;
-  problem.element = *element;
   problem.dropout = Dropout(attributes.p);
   if (attributes.on_output) problem.counted = problem.dropout.threshold;
   Penalty& penalty = problem.penalty;
@@ -103,6 +125,17 @@ Problem make_problem(const Tensor& x, const Attributes& attributes) {
     penalty.l1 = (*coefficients)[0];
     penalty.l2 = (*coefficients)[1];
   }
+  return problem;
+}
+
+Problem make_problem(const Tensor& x, const Attributes& attributes) {
+  const auto element = element_of(x.scalar_type());
+  TORCH_CHECK_TYPE(element, "actreg: input has dtype ", x.scalar_type(),
+                   "; accepted are float32, float64, float16 and bfloat16");
+  TORCH_CHECK_VALUE(x.layout() == at::kStrided, "actreg: input has layout ", x.layout(),
+                    "; accepted are strided tensors");
+  Problem problem = problem_of(attributes);
+  problem.element = *element;
   return problem;
 }
 
@@ -124,6 +157,41 @@ Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalt
   check_devices(dy, dpenalty, x);
   check_shapes(dy, dpenalty, x, attributes);
   return problem;
+}
+
+State bits_state(Problem& problem, const Attributes& attributes) {
+  const State state = state_of(problem);
+  TORCH_CHECK_VALUE(state.kept == Kept::kBits || state.kept == Kept::kNothing,
+                    "actreg: a bit for each element is not enough for the gradient of '",
+                    attributes.activation, "' with these parameters and penalties");
+  problem.marked = state.marked;
+  return state;
+}
+
+std::pair<Problem, State> backward_bits_problem(const Tensor& dy, const OptionalTensor& dpenalty,
+                                                const OptionalTensor& bits,
+                                                const OptionalTensor& rng_state,
+                                                at::IntArrayRef strides,
+                                                const Attributes& attributes) {
+  Problem problem = backward_problem(dy, dpenalty, dy, attributes);
+  const State state = bits_state(problem, attributes);
+  if (draws_again(problem)) check_rng_state(rng_state, dy);
+  const bool has_bits = bits && bits->defined();
+  TORCH_CHECK_VALUE(has_bits || state.kept == Kept::kNothing, "actreg: there are no bits");
+  TORCH_CHECK_VALUE(
+      !has_bits || (bits->scalar_type() == at::kByte && bits->is_contiguous() && bits->dim() == 1 &&
+                    bits->numel() == (dy.numel() + 7) / 8 && bits->device() == dy.device()),
+      "actreg: bits are a contiguous uint8 tensor on ", dy.device(), " of shape [",
+      (dy.numel() + 7) / 8, "]");
+  const bool is_dense =
+      strides == dy.strides()
+          ? dy.is_non_overlapping_and_dense()
+          : static_cast<int64_t>(strides.size()) == dy.dim() &&
+                at::empty_strided(dy.sizes(), strides, dy.options().device(at::kMeta))
+                    .is_non_overlapping_and_dense();
+  TORCH_CHECK_VALUE(is_dense, "actreg: strides ", strides, " do not make shape ", dy.sizes(),
+                    " dense");
+  return {problem, state};
 }
 
 Tensor dense(const Tensor& x) { return x.is_non_overlapping_and_dense() ? x : x.contiguous(); }
@@ -159,6 +227,17 @@ TORCH_LIBRARY(actreg, m) {
   m.def("backward(Tensor? dy, Tensor? dpenalty, Tensor x, Tensor? rng_state, " ATTRIBUTES
         ") -> Tensor",
         pure);
+  // The same, if a bit for each element is all that backward needs of x.
+  m.def("forward_bits(Tensor x, Tensor? rng_state, " ATTRIBUTES
+        ") -> (Tensor output, Tensor penalty, Tensor bits)",
+        pure);
+  m.def("forward_random_bits(Tensor x, " ATTRIBUTES
+        ") -> (Tensor output, Tensor penalty, Tensor rng_state, Tensor bits)",
+        random);
+  m.def(
+      "backward_bits(Tensor dy, Tensor? dpenalty, Tensor? bits, Tensor? rng_state, "
+      "SymInt[] strides, " ATTRIBUTES ") -> Tensor",
+      pure);
   // d(dx)/dx of backward, element by element.
   m.def("curvature(Tensor? dy, Tensor? dpenalty, Tensor x, Tensor? rng_state, " ATTRIBUTES
         ") -> Tensor",
@@ -170,6 +249,9 @@ TORCH_LIBRARY_IMPL(actreg, Meta, m) {
   m.impl("forward", &forward_meta);
   m.impl("forward_random", &forward_random_meta);
   m.impl("backward", &backward_meta);
+  m.impl("forward_bits", &forward_bits_meta);
+  m.impl("forward_random_bits", &forward_random_bits_meta);
+  m.impl("backward_bits", &backward_bits_meta);
   m.impl("curvature", &backward_meta);
 }
 

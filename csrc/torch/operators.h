@@ -9,8 +9,10 @@
 #include <cstdint>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
+#include "core/kept.h"
 #include "core/operator.h"
 #include "core/problem.h"
 
@@ -40,6 +42,19 @@ using ForwardRandom = std::tuple<Tensor, Tensor, Tensor>(const Tensor& x, ACTREG
 using Backward = Tensor(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                         const OptionalTensor& rng_state, ACTREG_ATTRIBUTES);
 
+// Those that leave bits or read them: see Note [What is kept for backward].
+using ForwardBits = std::tuple<Tensor, Tensor, Tensor>(const Tensor& x,
+                                                       const OptionalTensor& rng_state,
+                                                       ACTREG_ATTRIBUTES);
+using ForwardRandomBits = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor& x,
+                                                                     ACTREG_ATTRIBUTES);
+using BackwardBits = Tensor(const Tensor& dy, const OptionalTensor& dpenalty,
+                            const OptionalTensor& bits, const OptionalTensor& rng_state,
+                            c10::SymIntArrayRef strides, ACTREG_ATTRIBUTES);
+
+// The problem without its tensors and their type, seed and gradients. Throws unless the activation
+// is one, with its parameters, and the numbers are in their ranges.
+Problem problem_of(const Attributes& attributes);
 // The problem without its pointers, seed and gradients. Throws unless every kernel can take the
 // arguments: dtype, layout, ranges, the activation with its parameters.
 Problem make_problem(const Tensor& x, const Attributes& attributes);
@@ -49,6 +64,19 @@ void check_rng_state(const OptionalTensor& rng_state, const Tensor& x);
 // on x's device.
 Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                          const Attributes& attributes);
+
+// For the operators with bits. Throws also unless backward needs no more than these.
+State bits_state(Problem& problem, const Attributes& attributes);
+// Whether backward_bits has to draw the mask again.
+inline bool draws_again(const Problem& problem) {
+  return problem.drops() && problem.marked == kKeepAll;
+}
+// The same as backward_problem, for backward_bits, which gives dx the strides of x.
+std::pair<Problem, State> backward_bits_problem(const Tensor& dy, const OptionalTensor& dpenalty,
+                                                const OptionalTensor& bits,
+                                                const OptionalTensor& rng_state,
+                                                at::IntArrayRef strides,
+                                                const Attributes& attributes);
 
 // x itself if its elements fill a block of memory, in whatever order; else a contiguous copy.
 Tensor dense(const Tensor& x);

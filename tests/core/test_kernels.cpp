@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <string>
 
+#include "core/kept.h"
 #include "cpu/kernels.h"
 #include "expected.h"
 
@@ -72,6 +73,59 @@ void test_kernels(const cpu::Kernels& kernels, const char* element) {
   });
 }
 
+// Of the elements from `begin` on: the bits that forward leaves, and the gradient from them.
+template <class E, class Act>
+bool bits_agree(const cpu::Kernels& kernels, const Act& act, Problem problem,
+                const Expected<E>& expected, int64_t begin, int64_t n) {
+  using S = typename Format<E>::Scalar;
+  Array<E> x(n, 0), dy(n, 0), out(n, 0);
+  Array<uint8_t> bits((n + 7) / 8, 0);
+  std::copy_n(expected.x.begin(), n, x.data());
+  std::copy_n(expected.dy.begin(), n, dy.data());
+  problem.x = x.data(), problem.dy = dy.data(), problem.out = out.data();
+  problem.bits = bits.data();
+  kernels.forward(problem, begin, n);
+  kernels.backward_bits(problem, act.two_slopes(), begin, n);
+  bool equal = true;
+  for (int64_t i = begin; i < n; ++i) {
+    const uint32_t r = random_bits(problem.dropout, i);
+    const bool on = is_on(act, S(Format<E>::decode(x.data()[i]))) && r < problem.marked;
+    equal &= on == (bits.data()[i / 8] >> (i % 8) & 1);
+    const bool draws = problem.marked == kKeepAll, keep = !draws || r < problem.dropout.threshold;
+    const S dx =
+        backward_from_bit(on, act.two_slopes(), S(Format<E>::decode(dy.data()[i])), keep,
+                          !draws || r < problem.counted, S(problem.dropout.scale), S(problem.c1));
+    equal &= is_close<E>(Format<E>::decode(out.data()[i]), dx, expected.size[i]);
+  }
+  return equal && (n % 8 == 0 || bits.data()[n / 8] >> (n % 8) == 0);
+}
+
+template <class E>
+void test_bits(const cpu::Kernels& kernels, const char* element) {
+  for_each_usable_activation([&](auto act) {
+    if constexpr (kHasTwoSlopes<decltype(act)>) {
+      bool equal = true;
+      for (double p : {0.0, 0.3, 1.0}) {
+        for (bool is_marked : {false, true}) {
+          Problem problem;
+          problem.activation = act, problem.element = ElementType<E>{};
+          problem.dropout = Dropout(p);
+          problem.dropout.seed = 0x123456789abcdef0, problem.dropout.offset = 0xfedcba9876543210;
+          if (is_marked) problem.marked = problem.dropout.threshold;
+          problem.c1 = kC1;
+          const Expected<E> expected(act, problem, kLongest, 0);
+          for (int64_t n = 0; n <= 70; ++n) {
+            equal &= bits_agree(kernels, act, problem, expected, 0, n);
+          }
+          equal &= bits_agree(kernels, act, problem, expected, cpu::kBlock, kLongest);
+        }
+      }
+      check(equal, std::string(kernels.name) + " " + element + " " + act.name +
+                       ": bits, and the gradient from them");
+    }
+  });
+}
+
 template <class E>
 void test_conversions(const cpu::Kernels& kernels, const char* element) {
   std::vector<E> x, y(65536);
@@ -100,6 +154,10 @@ void test_kernels() {
       std::printf("skipped  %s: not supported by this CPU\n", kernels->name);
       continue;
     }
+    test_bits<float>(*kernels, "float32");
+    test_bits<double>(*kernels, "float64");
+    test_bits<Half>(*kernels, "float16");
+    test_bits<BFloat16>(*kernels, "bfloat16");
     test_kernels<float>(*kernels, "float32");
     test_kernels<double>(*kernels, "float64");
     test_kernels<Half>(*kernels, "float16");

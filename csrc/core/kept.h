@@ -1,0 +1,73 @@
+// What forward has to leave for backward. Layer: core (host only, but for kHasTwoSlopes).
+//
+// Note [What is kept for backward]
+// The gradient depends on x by the slope, by sign(a) and by a alone. So x need not be kept
+// - if the slope has two values and no more is asked for: a bit for each element tells which. Where
+//   the gradient of a dropped element is 0 its bit is off, and backward draws no mask. A slope of
+//   one value needs nothing.
+// - if the output has the slope and the value that x has: the next layer keeps it anyway.
+// Nothing is lost by either. (tanh, sigmoid and elu have slopes that are functions of y too, but
+// from a rounded y they would have fewer digits.)
+#pragma once
+
+#include <type_traits>
+
+#include "core/problem.h"
+#include "core/registry.h"
+
+namespace actreg {
+
+template <class Act, class = void>
+constexpr bool kHasTwoSlopes = false;
+template <class Act>
+constexpr bool kHasTwoSlopes<Act, std::void_t<decltype(&Act::two_slopes)>> = true;
+
+// act(act(x)) is act(x), slopes included; and act(c * x) is c * act(x) for c > 0.
+template <class Act, class = void>
+constexpr bool kIsIdempotent = false;
+template <class Act>
+constexpr bool kIsIdempotent<Act, std::void_t<decltype(Act::kIsIdempotent)>> = true;
+template <class Act, class = void>
+constexpr bool kIsHomogeneous = false;
+template <class Act>
+constexpr bool kIsHomogeneous<Act, std::void_t<decltype(Act::kIsHomogeneous)>> = true;
+
+enum class Kept { kInput, kOutput, kBits, kNothing };
+
+struct State {
+  Kept kept = Kept::kInput;
+  TwoSlopes slopes;            // of kBits and kNothing
+  uint32_t marked = kKeepAll;  // see Task
+};
+
+inline State state_of(const Problem& problem) {
+  const Penalty& penalty = problem.penalty;
+  // Raw sums may have any gradient.
+  const bool has_l1 = !penalty.is_weighted || penalty.l1 != 0;
+  const bool has_l2 = !penalty.is_weighted || penalty.l2 != 0;
+  const uint32_t threshold = problem.dropout.threshold;
+  const bool dropped_count = problem.counted > threshold;
+  State state;
+  visit(
+      [&](auto act) {
+        using Act = decltype(act);
+        if constexpr (kHasTwoSlopes<Act>) {
+          const TwoSlopes slopes = act.two_slopes();
+          if (!has_l2 && (!has_l1 || slopes.sign_is_slopes)) {
+            state.kept = slopes.on == slopes.off ? Kept::kNothing : Kept::kBits;
+            state.slopes = slopes;
+            if (slopes.off == 0 && !(has_l1 && dropped_count)) state.marked = threshold;
+            return;
+          }
+        }
+        // With dropout y is s * a where it is kept: then the penalty has to be a function of that.
+        const bool is_of_y = kIsHomogeneous<Act> && !dropped_count && penalty.is_weighted;
+        if (kIsIdempotent<Act> && (!problem.drops() || (is_of_y && threshold > 0))) {
+          state.kept = Kept::kOutput;
+        }
+      },
+      problem.activation);
+  return state;
+}
+
+}  // namespace actreg

@@ -1,0 +1,255 @@
+"""What is kept for backward: as little as possible, and enough for the same gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from actreg_ext import _C, ops, reference
+from actreg_ext.functional import act_reg
+from actreg_ext.nn import ActReg
+from tests import table
+
+pytestmark = pytest.mark.usefixtures("default_device")
+
+NONE, L1, L2, BOTH = {}, {"l1": 0.5}, {"l2": 0.25}, {"l1": 0.5, "l2": 0.25}
+DROPS = {"p": 0.3}
+OF_Y = {"p": 0.3, "penalty_on": "output"}
+POSITIVE = {"min_val": 0.5, "max_val": 2.0}
+# What act_reg keeps for these arguments.
+KEPT: list[tuple[str, str, dict[str, Any]]] = [
+    *[("bits", "relu", {**penalty, **p}) for penalty in (NONE, L1) for p in (NONE, DROPS, OF_Y)],
+    *[("bits", name, {**L1, **DROPS}) for name in ("relu6", "hardsigmoid")],
+    *[("bits", "threshold", {"threshold": 0.25, "value": -3.0, **L1, **p}) for p in (NONE, DROPS)],
+    *[("bits", "hardtanh", {**POSITIVE, **L1, **p}) for p in (NONE, DROPS, OF_Y)],
+    *[
+        ("bits", name, p)
+        for name in ("hardtanh", "hardshrink", "softshrink")
+        for p in (NONE, DROPS)
+    ],
+    *[
+        ("bits", "leaky_relu", {"negative_slope": s, **p})
+        for s in (0.2, -0.5)
+        for p in (NONE, DROPS)
+    ],
+    ("bits", "threshold", {"threshold": -0.5, "value": 0.0, **DROPS}),
+    *[("nothing", "identity", p) for p in (NONE, DROPS)],
+    ("nothing", "leaky_relu", {"negative_slope": 1.0}),
+    *[("output", name, {**BOTH}) for name in ("identity", "relu", "relu6", "hardshrink")],
+    *[("output", name, {**L1}) for name in ("identity", "hardshrink")],
+    *[("output", name, {**L2, **OF_Y}) for name in ("identity", "relu")],
+    ("output", "identity", {**L1, **OF_Y}),
+    *[("input", name, {**L2, **DROPS}) for name in ("identity", "relu", "relu6", "hardshrink")],
+    *[("input", name, {**L2, **OF_Y}) for name in ("relu6", "hardshrink")],
+    ("input", "leaky_relu", {**L1}),
+    ("input", "hardtanh", {**L1}),
+    ("input", "threshold", {"threshold": -0.5, "value": 0.0, **L1}),
+    ("input", "softshrink", {**L1}),
+    *[("input", name, NONE) for name in ("gelu", "tanh", "elu", "relu_squared", "hardswish")],
+]
+ROWS = pytest.mark.parametrize(("kept", "name", "options"), KEPT, ids=table.describe)
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.transpose(1, 3),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "strided": lambda x: x[..., ::2],
+}
+
+
+def packed(call: Callable[[], object]) -> list[Tensor]:
+    """The tensors that autograd keeps."""
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        call()
+    return kept
+
+
+@ROWS
+def test_bytes(kept: str, name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+    x = torch.randn(3, 43, dtype=dtype, requires_grad=True)
+    results: list[Any] = []
+    tensors = packed(lambda: results.append(act_reg(x, name, **options)))
+    of_x = {"input": x.nbytes, "output": x.nbytes, "bits": 17, "nothing": 0}[kept]  # 129 bits
+    # With bits the mask is in them, if no dropped element has a gradient and no slope is off.
+    is_marked = kept == "bits" and name != "leaky_relu"
+    is_marked &= not options.get("l1") or options.get("penalty_on") == "output"
+    draws = options.get("p", 0) > 0 and not is_marked
+    assert sum(t.nbytes for t in tensors) == of_x + 16 * draws
+    pointers = {t.data_ptr() for t in tensors}
+    assert (x.data_ptr() in pointers) == (kept == "input")
+    assert (results[0].output.data_ptr() in pointers) == (kept == "output")
+
+
+@ROWS
+def test_repr(kept: str, name: str, options: dict[str, Any]) -> None:
+    assert repr(ActReg(name, **options)).endswith(f", keeps={kept})")
+
+
+def test_of_a_composite_more_is_kept() -> None:
+    x = torch.randn(1024, requires_grad=True)
+    options: dict[str, Any] = dict(activation="relu", l1=0.5, p=0.3, seed=1)
+    ours, theirs = (
+        sum(t.nbytes for t in packed(lambda f=f: f(x, **options)))
+        for f in (act_reg, reference.act_reg)
+    )
+    assert ours == 1024 // 8 + 16 and theirs > 8 * 1024
+
+
+@ROWS
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 3, 4, 6), (1, 5, 3, 2)])
+def test_gradient_is_that_of_the_input(
+    kept: str,
+    name: str,
+    options: dict[str, Any],
+    layout: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> None:
+    """Bit for bit, also for a dy of another layout."""
+    x = LAYOUTS[layout](torch.randn(shape).to(dtype)).detach().requires_grad_()
+    dense = x.contiguous() if layout == "strided" else x
+    dy, seed = torch.randn(x.shape).to(dtype), torch.tensor([5, 0])
+    f = partial(act_reg, activation=name, seed=seed, reduction="sum", **options)
+    dx = table.gradient(f(x), x, dy, dpenalty=0.75)
+    assert dx.stride() == dense.stride()
+    parameters = [options.get(k, default) for k, default in _C.activations()[name].items()]
+    p, on_output = options.get("p", 0.0), options.get("penalty_on") == "output"
+    penalties = [options.get("l1", 0.0), options.get("l2", 0.0)]
+    dpenalty = torch.full_like(f(x).penalty, 0.75)
+    expected = ops.backward(
+        dy, dpenalty, x.detach(), seed, name, parameters, p, on_output, penalties
+    )
+    if kept == "output" and p > 0:  # y is rounded after the multiplication with s
+        rounding = 4 * torch.finfo(dtype).eps
+        assert_close(dx, expected, rtol=rounding, atol=rounding * float(expected.abs().max()))
+    else:
+        assert torch.equal(dx, expected)
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 511, 513, 16384, 16385, 50_003])
+@pytest.mark.parametrize("options", [NONE, DROPS, {**L1, **DROPS}], ids=table.describe)
+def test_every_length(n: int, options: dict[str, Any], dtype: torch.dtype) -> None:
+    x = torch.randn(n).to(dtype).requires_grad_()
+    dy = table.random_gradients(x)
+    both = [
+        table.gradient(f(x, "relu", seed=1, **options), x, dy) for f in (act_reg, reference.act_reg)
+    ]
+    eps = torch.finfo(dtype).eps  # eager multiplies dy before it is added to
+    assert_close(*both, rtol=4 * eps, atol=4 * eps)
+
+
+def test_infinite_gradients_stop_where_the_slope_is_0() -> None:
+    x = torch.tensor([-1.0, 1.0, -1.0, 2.0], requires_grad=True)
+    for name, parameters in (("relu", {}), ("leaky_relu", {"negative_slope": 0.0})):
+        y = act_reg(x, name, **parameters).output
+        (dx,) = torch.autograd.grad(y, x, torch.full_like(x, torch.inf))
+        assert dx.tolist() == [0, torch.inf, 0, torch.inf]
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_the_second_derivative_is_there_and_0(seed: int | None) -> None:
+    """As of torch.relu: backward of a gradient does not fail where it does not depend on x."""
+    x = torch.randn(8, requires_grad=True)
+    for f in (torch.relu, lambda x: act_reg(x, "relu", l1=0.5, p=0.5, seed=seed).output):
+        (dx,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
+        assert dx.requires_grad
+        assert torch.equal(*torch.autograd.grad(dx.sum(), x), torch.zeros(8))
+    weight = torch.randn(8, requires_grad=True)
+    output, penalty = act_reg(x, "relu", l1=0.5)
+    loss = (weight * output).sum() + weight.sum() * penalty
+    (dx,) = torch.autograd.grad(loss, x, create_graph=True)
+    of_weight, of_x = torch.autograd.grad(dx.sum(), (weight, x))
+    on = (x > 0).float()
+    assert_close(of_weight, on + 0.5 * on.sum() / 8)
+    assert torch.equal(of_x, torch.zeros(8))
+
+
+def test_what_is_not_kept_may_be_modified() -> None:
+    for changed in ("input", "output"):
+        x = torch.randn(64, requires_grad=True) * 1
+        kept = {"input": x.clone()}
+        y = act_reg(x, "relu", p=0.5, seed=1).output
+        (x if changed == "input" else y).add_(1)  # as `out += identity` in a residual block
+        (dx,) = torch.autograd.grad(y.sum(), x if changed == "output" else y)
+        assert dx.isfinite().all() and kept
+
+
+def test_modification_of_a_kept_output_is_noticed() -> None:
+    x = torch.randn(64, requires_grad=True)
+    y, penalty = act_reg(x, "relu", l2=0.5)
+    y.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        penalty.backward()
+
+
+def test_a_deep_network_keeps_less() -> None:
+    """A stack of linear layers, whose own inputs are our outputs: beside them only bits."""
+    width, depth = 64, 6
+
+    def kept(make: Callable[[], nn.Module]) -> int:
+        layers = [m for _ in range(depth) for m in (nn.Linear(width, width), make())]
+        network, x = nn.Sequential(*layers), torch.randn(32, width)
+        weights = {p.data_ptr() for p in network.parameters()}
+        storages = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in packed(lambda: network(x))
+            if t.data_ptr() not in weights
+        }
+        return sum(storages.values())
+
+    activations = depth * 32 * width * 4  # the linear layers' inputs
+    assert kept(lambda: ActReg("relu", l1=0.1, p=0.3)) == activations + depth * (
+        32 * width // 8 + 16
+    )
+    assert (
+        kept(lambda: ActReg("relu", l2=0.1)) <= activations + 32 * width * 4
+    )  # y, the last one's too
+
+
+def backward_bits(**changed: Any) -> Tensor:
+    arguments: dict[str, Any] = {
+        "dy": torch.ones(3, 5),
+        "dpenalty": None,
+        "bits": torch.full((2,), 255, dtype=torch.uint8),
+        "rng_state": None,
+        "strides": [5, 1],
+        "activation": "relu",
+        "parameters": [],
+        "p": 0.0,
+        "on_output": False,
+        "coefficients": [0.0, 0.0],
+    }
+    return ops.backward_bits(*(arguments | changed).values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"activation": "gelu"}, "a bit for each element is not enough.*'gelu'"),
+        ({"coefficients": None}, "a bit for each element is not enough"),
+        ({"coefficients": [0.0, 1.0]}, "a bit for each element is not enough"),
+        ({"bits": None}, "there are no bits"),
+        (
+            {"bits": torch.zeros(1, dtype=torch.uint8)},
+            r"contiguous uint8 tensor on .* of shape \[2\]",
+        ),
+        ({"bits": torch.zeros(2, dtype=torch.int8)}, "contiguous uint8 tensor"),
+        ({"bits": torch.zeros(4, dtype=torch.uint8)[::2]}, "contiguous uint8 tensor"),
+        ({"strides": [1, 1]}, r"strides \[1, 1\] do not make shape \[3, 5\] dense"),
+        ({"strides": [1]}, "do not make shape"),
+        ({"strides": [10, 2]}, "do not make shape"),
+        ({"dpenalty": torch.ones(2)}, "dpenalty is a scalar"),
+        ({"p": 0.5, "coefficients": [1.0, 0.0]}, "dropout needs rng_state"),
+    ],
+)
+def test_wrong_arguments_of_backward_bits(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        backward_bits(**changed)
+    assert torch.equal(backward_bits(), torch.ones(3, 5))
