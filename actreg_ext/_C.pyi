@@ -16,6 +16,18 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Return (output, penalty); l1 and l2 come divided by D, rng_state None and p > 0 draws."""
 
+def forward_(
+    x: Tensor,
+    rng_state: Tensor | None,
+    activation: str,
+    parameters: Sequence[float],
+    p: float,
+    on_output: bool,
+    l1: float,
+    l2: float,
+) -> Tensor:
+    """Overwrite x by the output and return the penalty; p > 0 needs an rng_state."""
+
 def kept(
     activation: str,
     parameters: Sequence[float],

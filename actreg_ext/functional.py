@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import _C, arguments, ops
 from .arguments import PENALTY_ON, READY, REDUCTIONS, check, check_input, resolve, rng_state
 from .reference import COUNTS, ActRegOutput, composite, denominator, draw
 
-__all__ = ["ActRegOutput", "act_reg", "activations", "dropout_mask"]
+__all__ = ["ActRegOutput", "act_reg", "act_reg_", "activations", "dropout_mask"]
 
 _DEVICES = {"cpu", "meta"} | ({"cuda"} if _C.build_info()["cuda"] else set())
 _warned: set[str] = set()
@@ -141,7 +141,12 @@ def act_reg(
         parameters = READY[activation]
     else:
         activation, parameters = resolve(activation, activation_parameters)
-    if is_compiling() or not (input.is_cpu or input.device.type in _DEVICES):
+    # A plain tensor is never part of a trace without Dynamo, which is_compiling asks for at length.
+    if (
+        is_dynamo_compiling()
+        or not (input.is_cpu or input.device.type in _DEVICES)
+        or (type(input) is not Tensor and is_compiling())
+    ):
         check_input(input)
         call = (input, activation, parameters, l1, l2, p, penalty_on, reduction, seed)
         if input.device.type not in _DEVICES:
@@ -206,6 +211,101 @@ def _without_kernel(x: Tensor, *rest: Any) -> ActRegOutput:
             stacklevel=3,
         )
     return composite(x, *rest)
+
+
+def act_reg_(
+    input: Tensor,
+    activation: str | nn.Module = "relu",
+    *,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    p: float = 0.0,
+    training: bool = True,
+    penalty_on: str = "activation",
+    reduction: str = "mean",
+    seed: int | Tensor | None = None,
+    **activation_parameters: float | str,
+) -> ActRegOutput:
+    """Compute `act_reg` in place: the output overwrites the input, and no memory is allocated.
+
+    Equivalent to `input.copy_(act_reg(input, ...).output)`, in one pass over half the memory. With
+    a gradient to come it works where backward does not need the input (`act_reg` says where), as
+    torch.relu_ does; everything else works without gradients. What was saved of the input by
+    others is noticed by its version, as for every in-place operation of torch.
+
+    Shapes: input any; a view of a tensor that requires a gradient, and what is not dense, goes
+    through a copy.
+
+    Args:
+        input: x, overwritten by y.
+        activation: this and the others are those of `act_reg`.
+        l1: factor of sum |t|.
+        l2: factor of sum t^2.
+        p: probability of an element to be dropped.
+        training: if False no element is dropped.
+        penalty_on: "activation" or "output".
+        reduction: what D is.
+        seed: as in `act_reg`; None draws by torch.randint, which on the CPU gives what `act_reg`
+            draws.
+        **activation_parameters: parameters of a named activation.
+
+    Returns:
+        ActRegOutput: (input, penalty).
+
+    Raises:
+        TypeError, ValueError: as `act_reg`.
+        RuntimeError: backward would need the overwritten input, or torch does not allow to write
+            to it (a leaf that requires a gradient, a tensor whose elements overlap).
+
+    References:
+        Those of `act_reg`; the rules are those of torch.nn.functional.relu_.
+
+    Example:
+        >>> x = torch.tensor([-1.0, 2.0])
+        >>> output, penalty = act_reg_(x, "relu", l1=0.5)
+        >>> output is x, x.tolist(), penalty.item()
+        (True, [0.0, 2.0], 0.5)
+    """
+    options: dict[str, Any] = dict(
+        l1=l1,
+        l2=l2,
+        p=p,
+        training=training,
+        penalty_on=penalty_on,
+        reduction=reduction,
+        seed=seed,
+        **activation_parameters,
+    )
+    if has_torch_function_unary(input) and not is_compiling():
+        return handle_torch_function(act_reg_, (input,), input, activation, **options)
+    l1, l2, p = check(input, l1, l2, p, training, penalty_on, reduction, seed)
+    name, parameters = resolve(activation, activation_parameters)
+    if is_compiling():  # which makes copies of what is overwritten
+        output, penalty = act_reg(input, activation, **options)
+        return ActRegOutput(input.copy_(output), penalty)
+    if not training:
+        p = 0.0
+    on_output = penalty_on == "output"
+    needs_grad = input.requires_grad and torch.is_grad_enabled()
+    if needs_grad and _C.kept(name, parameters, p, on_output, l1, l2) == "input":
+        raise RuntimeError(
+            f"act_reg_: with these penalties and p the gradient of {name!r} needs the input, which "
+            f"would be overwritten; use act_reg"
+        )
+    if (
+        input.device.type not in _DEVICES
+        or (needs_grad and input._is_view())
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    ):
+        output, penalty = act_reg(input, activation, **options)
+        return ActRegOutput(input.copy_(output), penalty)
+    size = denominator(input, reduction)
+    state = None
+    if p > 0:
+        state = draw(input.device) if seed is None else rng_state(seed, input.device)
+    penalty = _C.forward_(input, state, name, parameters, p, on_output, l1 / size, l2 / size)
+    return ActRegOutput(input, penalty)
 
 
 def dropout_mask(

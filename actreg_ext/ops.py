@@ -29,7 +29,7 @@ def _each(value: Any, dim: int | None, size: int) -> Sequence[Any]:
     return [value] * size if dim is None else value.movedim(dim, 0).unbind(0)
 
 
-def _stack(results: Sequence[tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+def _stack(results: Sequence[Sequence[Tensor]]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     outputs = tuple(map(torch.stack, zip(*results, strict=True)))
     return outputs, (0,) * len(outputs)
 
@@ -87,10 +87,11 @@ def _forward_random_vmap(
     arguments = (activation, parameters, p, *rest)
     if info.batch_size == 0:
         batch = _batched(x, in_dims[0], 0)
-        output, penalty, bits = _empty(batch, rest)
-        results = (output, penalty, batch.new_empty((0, 2), dtype=torch.int64))
-        results = results if pure is forward else (*results, bits)
-        return results, (0,) * len(results)
+        output, penalty, no_bits = _empty(batch, rest)
+        state = batch.new_empty((0, 2), dtype=torch.int64)
+        if pure is forward:
+            return (output, penalty, state), (0, 0, 0)
+        return (output, penalty, state, no_bits), (0, 0, 0, 0)
     xs = _each(x, in_dims[0], info.batch_size)
     if info.randomness == "different":
         return _stack([op(x_i, *arguments) for x_i in xs])

@@ -21,7 +21,7 @@ MAY_INCLUDE = {
     "cuda": (r"(core|cuda)/\w+\.(h|cuh)", rf"{STANDARD}|cuda\w*\.h|cooperative_groups(/\w+)?\.h"),
     "torch": (
         r"(core|cpu|cuda|torch)/(?!activations|math|coefficients|dual)\w+\.h",
-        rf"{STANDARD}|(ATen|c10|torch|pybind11)/.+\.h",
+        rf"{STANDARD}|(ATen|c10|torch|pybind11)/.+\.h|sys/mman\.h",
     ),
 }
 TRANSCENDENTAL = r"\b(exp|exp2|expm1|log|log1p|log2|tanh|erf|erfc|pow|sqrt)f?\("

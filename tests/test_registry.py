@@ -93,7 +93,9 @@ def test_stub_has_the_modules_names() -> None:
     assert set(stub()) == live
 
 
-@pytest.mark.parametrize("name", ["forward", "kept", "activations", "build_info", "cpu_capability"])
+@pytest.mark.parametrize(
+    "name", ["forward", "forward_", "kept", "activations", "build_info", "cpu_capability"]
+)
 def test_stub_has_the_signatures(name: str) -> None:
     """pybind11 writes the live signature into the first line of the docstring."""
     live = re.match(rf"{name}\((.*)\) -> (.*)", getattr(_C, name).__doc__ or "")

@@ -36,10 +36,14 @@ SHARE = {2: 32, 4: 32, 8: 8}
 SLOTS_A_BYTE = 132 * 4 * 32 * 1.98e9 / 4.8e12
 
 
+# Elements that cross the memory, and those that are loaded; beside them, bytes of bits.
+TRAFFIC = {"forward": (2, 1, 0.0), "backward": (3, 2, 0.0), "backward_bits": (2, 1, 1 / 8)}
+
+
 class Kernel(NamedTuple):
     direction: str
     dtype: str
-    activation: str
+    activation: str  # none for backward_bits, which is the same for all
     drops: bool
     size: int  # of an element
     registers: int
@@ -53,7 +57,8 @@ class Kernel(NamedTuple):
     @property
     def share(self) -> float:
         """Of the memory's time, that of the busiest pipe."""
-        return self.slots / (SLOTS_A_BYTE * self.size * (2 if self.direction == "forward" else 3))
+        elements, _, bits = TRAFFIC[self.direction]
+        return self.slots / (SLOTS_A_BYTE * (elements * self.size + bits))
 
     def faults(self) -> list[str]:
         found = [f"{self.spills} spills"] if self.spills else []
@@ -66,7 +71,7 @@ class Kernel(NamedTuple):
 def wide_accesses(direction: str, size: int) -> tuple[int, int]:
     """Return how many 128-bit loads and stores a thread's share of a tile takes."""
     vectors = SHARE[size] * size // 16
-    return vectors * (1 if direction == "forward" else 2), vectors
+    return vectors * TRAFFIC[direction][1], vectors
 
 
 def run(*command: str) -> str:
@@ -98,7 +103,7 @@ def examine(source: Path, architecture: str, folder: str) -> list[Kernel]:
     plain = run("c++filt", *bodies).splitlines()
     kernels = []
     for (name, body), text in zip(bodies.items(), plain, strict=True):
-        what = re.search(r"(\w+)_kernel<(true|false), (?:\w+::)?(\w+), \w+::(\w+)>", text)
+        what = re.search(r"(\w+)_kernel<(true|false), (?:\w+::)?(\w+)(?:, \w+::(\w+))?>", text)
         if what is None:
             continue  # curvature, which has no tiles
         dtype, size = DTYPES[what[3]]
@@ -108,7 +113,7 @@ def examine(source: Path, architecture: str, folder: str) -> list[Kernel]:
             Kernel(
                 what[1],
                 dtype,
-                re.sub(r"(?<!^)([A-Z])", r"_\1", what[4]).lower().replace("log_s", "logs"),
+                re.sub(r"(?<!^)([A-Z])", r"_\1", what[4] or "").lower().replace("log_s", "logs"),
                 what[2] == "true",
                 size,
                 int(registers[name]),
@@ -128,32 +133,38 @@ def markdown(kernels: list[Kernel], release: str) -> str:
     by = {(k.direction, k.dtype, k.activation, k.drops): k for k in kernels}
     dtypes = [dtype for dtype, _ in DTYPES.values()]
     lines = [HEAD.format(release=release)]
-    for direction in ("forward", "backward"):
-        lines += [f"## {direction.capitalize()}", ""]
+    for direction, title in TITLES.items():
+        lines += [f"## {title}", ""]
         columns = [f"{dtype}{', p > 0' * drops}" for dtype in dtypes for drops in (0, 1)]
         lines.append(f"| activation | {' | '.join(columns)} |")
         lines.append("|---" * (len(columns) + 1) + "|")
-        for activation in dict.fromkeys(k.activation for k in kernels):
+        for activation in dict.fromkeys(k.activation for k in kernels if k.direction == direction):
             cells = []
             for dtype in dtypes:
                 for drops in (False, True):
                     kernel = by[direction, dtype, activation, drops]
                     cells.append(f"{kernel.instructions:.0f} ({100 * kernel.share:.0f} %)")
-            lines.append(f"| {activation} | {' | '.join(cells)} |")
+            lines.append(f"| {activation or 'any'} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
 
+TITLES = {
+    "forward": "Forward",
+    "backward": "Backward",
+    "backward_bits": "Backward from bits (dropout: where the mask is drawn again)",
+}
 HEAD = """\
 # The CUDA kernels in instructions
 
 Instructions that a thread executes for each element in the main loop, counted in the machine code
 for sm_90 by `make cuda ARGS=--markdown`, {release}. It is the cheapest way through: whole, aligned
 tiles, the penalty on the activation (on a dropped output it takes one or two more), backward
-without L2 (which takes up to one more). In brackets: what the busiest part of a multiprocessor
-needs for them, as a share of the time in which an H200 (132 multiprocessors, 1.98 GHz, 4.8 TB/s by
-the datasheet) moves the element's bytes: below 100 % memory is the limit. For an H100 (3.35 TB/s)
-all of them are 0.7 times as large. Nothing on this page was timed.
+without L2 (which takes up to one more), forward without leaving bits. In brackets: what the busiest
+part of a multiprocessor needs for them, as a share of the time in which an H200 (132
+multiprocessors, 1.98 GHz, 4.8 TB/s by the datasheet) moves the element's bytes: below 100 % memory
+is the limit. For an H100 (3.35 TB/s) all of them are 0.7 times as large. Nothing on this page was
+timed.
 """
 
 

@@ -21,15 +21,15 @@ namespace {
 #define ACTREG_FLATTEN __attribute__((flatten))
 #define ACTREG_OUT_OF_LINE __attribute__((noinline))
 
-// The random bits of elements [i, i + kBlock), in memory order.
-ACTREG_HD void draw(const Dropout& dropout, int64_t i, uint16_t* bits) {
+// The random bits of elements [i, i + count) and of some more, to fill a vector; in memory order.
+ACTREG_HD void draw(const Dropout& dropout, int64_t i, int64_t count, uint16_t* bits) {
   // Even lanes take the first half of the groups, odd lanes the second half: interleaving the
   // finished words then leaves the groups in their order.
   constexpr int kHalf = Words::kLanes / 2;
   Register<uint64_t> lane;
   for (int j = 0; j < kHalf; ++j) lane[2 * j] = j, lane[2 * j + 1] = kHalf + j;
   const uint64_t first = position(i) / kElementsPerDraw;
-  for (int group = 0; group < kBlock / kElementsPerDraw; group += Words::kLanes) {
+  for (int group = 0; group * kElementsPerDraw < count; group += Words::kLanes) {
     Words word[4] = {Words(lane + (first + group)), Words(first >> 32), Words(dropout.offset),
                      Words(dropout.offset >> 32)};
     philox4x32_10(word, dropout.seed);
@@ -68,8 +68,9 @@ ACTREG_OUT_OF_LINE PenaltySums<double> forward_loop(const Act act, const Problem
     E* y = static_cast<E*>(problem.out) + i;
     PenaltySums<V> sums[kUnroll];
     for (auto& partial : sums) partial = {V(0), V(0)};
-    if constexpr (kDrops) draw(dropout, i, random);
-    for_each_vector<Plain<V>>(std::min(kBlock, end - i), [&](int64_t j, int u, auto extent) {
+    const int64_t count = std::min(kBlock, end - i);
+    if constexpr (kDrops) draw(dropout, i, count, random);
+    for_each_vector<Plain<V>>(count, [&](int64_t j, int u, auto extent) {
       const auto valid = lanes_of<S>(extent);
       const V in = load(x + j, extent);
       if constexpr (kHasTwoSlopes<Act>) {
@@ -109,8 +110,9 @@ ACTREG_OUT_OF_LINE void backward_loop(const Act act, const Problem& problem, int
     const E* x = static_cast<const E*>(problem.x) + i;
     const E* dy = static_cast<const E*>(problem.dy) + i;
     E* dx = static_cast<E*>(problem.out) + i;
-    if constexpr (kDrops) draw(dropout, i, random);
-    for_each_vector<Plain<V>>(std::min(kBlock, end - i), [&](int64_t j, int, auto extent) {
+    const int64_t count = std::min(kBlock, end - i);
+    if constexpr (kDrops) draw(dropout, i, count, random);
+    for_each_vector<Plain<V>>(count, [&](int64_t j, int, auto extent) {
       const V in = load(x + j, extent), gradient = load(dy + j, extent);
       if constexpr (kDrops) {
         const auto r = load_random_bits<S>(random + j);
@@ -136,8 +138,9 @@ ACTREG_OUT_OF_LINE void backward_bits_loop(const Problem& problem, const TwoSlop
   for (int64_t i = begin; i < end; i += kBlock) {
     const E* dy = static_cast<const E*>(problem.dy) + i;
     E* dx = static_cast<E*>(problem.out) + i;
-    if constexpr (kDrops) draw(dropout, i, random);
-    for_each_vector<Plain<V>>(std::min(kBlock, end - i), [&](int64_t j, int, auto extent) {
+    const int64_t count = std::min(kBlock, end - i);
+    if constexpr (kDrops) draw(dropout, i, count, random);
+    for_each_vector<Plain<V>>(count, [&](int64_t j, int, auto extent) {
       const V gradient = load(dy + j, extent);
       const auto on =
           problem.bits ? load_lane_bits<S>(problem.bits, i + j, extent) : every_lane<S>(true);

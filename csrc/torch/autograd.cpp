@@ -1,5 +1,7 @@
-// The Autograd kernels: they run the kernels below and hang the nodes on the results; forward mode.
+// The forward operators' Autograd kernels: they run the kernels below and hang the nodes on the
+// results; forward mode.
 // Layer: torch. See Note [Hand-written nodes].
+#include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -9,15 +11,6 @@
 
 namespace actreg {
 namespace {
-
-Tensor tangent(const OptionalTensor& tensor) {
-  return tensor && torch::autograd::isFwGradDefined(*tensor) ? tensor->_fw_grad(0) : Tensor();
-}
-OptionalTensor primal(const OptionalTensor& tensor) {
-  return tensor && torch::autograd::isFwGradDefined(*tensor) ? tensor->_fw_primal(0) : tensor;
-}
-
-using Two = std::array<Tensor, 2>;
 
 // What the forward operators give, or some of it.
 struct Results {
@@ -55,16 +48,21 @@ Results run_random(c10::DispatchKeySet keys, const Tensor& x, const Attributes& 
   return {output, penalty, rng_state, Tensor()};
 }
 
-// Hangs the node on the results that keeps the least.
+// Hangs the node on the results that keeps the least; the output may be x, overwritten.
 void set_history(const Tensor& x, Results& results, const Attributes& a, const Problem& problem,
                  const State& state) {
   auto edges = torch::autograd::collect_next_edges(x);
   const auto hang = [&](const auto& node) {
-    torch::autograd::set_history(results.output, node);
+    if (results.output.is_same(x)) {
+      rebase_history(x, node);
+    } else {
+      torch::autograd::set_history(results.output, node);
+    }
     torch::autograd::set_history(results.penalty, node);
   };
   if (state.kept == Kept::kBits || state.kept == Kept::kNothing) {
-    const Two kept{results.bits, draws_again(problem) ? results.rng_state : Tensor()};
+    const Two kept{state.kept == Kept::kBits ? results.bits : Tensor(),
+                   draws_again(problem) ? results.rng_state : Tensor()};
     hang(make_node<ActRegBitsBackward>(std::move(edges), a, kept, strides_of(x)));
   } else if (state.kept == Kept::kOutput) {
     auto node = make_node<ActRegBackward>(std::move(edges), a, Two{Tensor(), results.rng_state});
@@ -132,102 +130,60 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_autograd(c10::Dis
   return {std::move(output), std::move(penalty), std::move(state), std::move(bits)};
 }
 
-Tensor backward_autograd(c10::DispatchKeySet keys, const OptionalTensor& dy,
-                         const OptionalTensor& dpenalty, const Tensor& x,
-                         const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
+std::tuple<Tensor, Tensor> forward_in_place_autograd(c10::DispatchKeySet keys, const Tensor& x,
+                                                     const OptionalTensor& rng_state,
+                                                     ACTREG_ATTRIBUTES, bool with_bits) {
   const Attributes a{ACTREG_ATTRIBUTE_NAMES};
-  Tensor dx;
+  const bool requires_grad = torch::autograd::compute_requires_grad(x);
+  torch::autograd::check_inplace(x, requires_grad);
+  TORCH_CHECK_NOT_IMPLEMENTED(!tangent(x).defined(),
+                              "actreg::forward_: forward mode is not implemented in place");
+  Problem problem = problem_of(a);
+  State state;
+  if (requires_grad) {
+    state = state_of(problem);
+    problem.marked = state.marked;
+    TORCH_CHECK(state.kept != Kept::kInput, "actreg::forward_: the gradient of '", activation,
+                "' with these penalties needs the input, which would be overwritten");
+    TORCH_CHECK(!x.is_view(), "actreg::forward_: x is a view, and requires a gradient");
+  }
+  Results results{x, Tensor(), tensor_or_none(rng_state), Tensor()};
   {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    dx = backward_operator().redispatch(keys & c10::after_autograd_keyset, dy, dpenalty, x,
-                                        rng_state, ACTREG_ATTRIBUTE_NAMES);
+    const at::AutoDispatchBelowAutograd
+        below;  // not below the view tracking, which counts versions
+    std::tie(results.penalty, results.bits) = forward_in_place_operator().redispatch(
+        keys & c10::after_autograd_keyset, x, rng_state, ACTREG_ATTRIBUTE_NAMES,
+        with_bits || state.kept == Kept::kBits);
   }
-  const Tensor dy_or_none = tensor_or_none(dy), dpenalty_or_none = tensor_or_none(dpenalty);
-  if (torch::autograd::compute_requires_grad(dy_or_none, dpenalty_or_none, x)) {
-    auto node = make_node<ActRegBackwardBackward>(
-        torch::autograd::collect_next_edges(dy_or_none, dpenalty_or_none, x), a,
-        std::array<Tensor, 4>{dy_or_none, dpenalty_or_none, x, tensor_or_none(rng_state)});
-    torch::autograd::set_history(dx, node);
-  }
-  const Tensor dy_t = tangent(dy), dpenalty_t = tangent(dpenalty), x_t = tangent(x);
-  if (dy_t.defined() || dpenalty_t.defined() || x_t.defined()) {
-    const Tensor at = *primal(x);
-    Tensor total;
-    if (dy_t.defined() || dpenalty_t.defined()) {
-      total = call(backward_operator(), optional(dy_t), optional(dpenalty_t), at, rng_state, a);
-    }
-    if (x_t.defined()) {
-      const auto curved =
-          call(curvature_operator(), primal(dy), primal(dpenalty), at, rng_state, a);
-      total = plus(total, curved * x_t);
-    }
-    dx._set_fw_grad(total, 0, false);
-  }
-  return dx;
+  if (requires_grad) set_history(x, results, a, problem, state);
+  return {std::move(results.penalty), std::move(results.bits)};
 }
 
-Tensor backward_bits_autograd(c10::DispatchKeySet keys, const Tensor& dy,
-                              const OptionalTensor& dpenalty, const OptionalTensor& bits,
-                              const OptionalTensor& rng_state, c10::SymIntArrayRef strides,
-                              ACTREG_ATTRIBUTES) {
-  const Attributes a{ACTREG_ATTRIBUTE_NAMES};
-  Tensor dx;
+std::tuple<Tensor, Tensor> forward_in_place_versioned(c10::DispatchKeySet keys, const Tensor& x,
+                                                      const OptionalTensor& rng_state,
+                                                      ACTREG_ATTRIBUTES, bool with_bits) {
+  std::tuple<Tensor, Tensor> results;
   {
     const at::AutoDispatchBelowADInplaceOrView below;
-    dx = backward_bits_operator().redispatch(keys & c10::after_autograd_keyset, dy, dpenalty, bits,
-                                             rng_state, strides, ACTREG_ATTRIBUTE_NAMES);
+    results = forward_in_place_operator().redispatch(keys & c10::after_ADInplaceOrView_keyset, x,
+                                                     rng_state, ACTREG_ATTRIBUTE_NAMES, with_bits);
   }
-  const Tensor dpenalty_or_none = tensor_or_none(dpenalty);
-  if (torch::autograd::compute_requires_grad(dy, dpenalty_or_none)) {
-    auto edges = torch::autograd::collect_next_edges(dy, dpenalty_or_none, Tensor());
-    const Two kept{tensor_or_none(bits), tensor_or_none(rng_state)};
-    torch::autograd::set_history(
-        dx, make_node<ActRegBitsBackwardBackward>(std::move(edges), a, kept, strides.vec()));
-  }
-  const Tensor dy_t = tangent(dy), dpenalty_t = tangent(dpenalty);
-  if (dy_t.defined() || dpenalty_t.defined()) {
-    const Tensor direction = dy_t.defined() ? dy_t : zeros_of(dy.sym_sizes(), dy.options());
-    dx._set_fw_grad(call_bits(direction, optional(dpenalty_t), bits, rng_state, strides, a), 0,
-                    false);
-  }
-  return dx;
-}
-
-// Third derivatives: refused, where something asks for them.
-Tensor curvature_autograd(c10::DispatchKeySet keys, const OptionalTensor& dy,
-                          const OptionalTensor& dpenalty, const Tensor& x,
-                          const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
-  for (const OptionalTensor& tensor : {dy, dpenalty, OptionalTensor(x)}) {
-    TORCH_CHECK_NOT_IMPLEMENTED(!tangent(tensor).defined(),
-                                "actreg: the third derivative is not implemented; "
-                                "actreg_ext.reference.act_reg has derivatives of any order");
-  }
-  Tensor result;
-  {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    result = curvature_operator().redispatch(keys & c10::after_autograd_keyset, dy, dpenalty, x,
-                                             rng_state, ACTREG_ATTRIBUTE_NAMES);
-  }
-  const Tensor dy_or_none = tensor_or_none(dy), dpenalty_or_none = tensor_or_none(dpenalty);
-  if (torch::autograd::compute_requires_grad(dy_or_none, dpenalty_or_none, x)) {
-    auto node = make_node<torch::autograd::NotImplemented>(
-        "actreg::curvature (the third derivative; actreg_ext.reference.act_reg has it)",
-        torch::autograd::collect_next_edges(dy_or_none, dpenalty_or_none, x));
-    torch::autograd::set_history(result, node);
-  }
-  return result;
+  torch::autograd::impl::bump_version(x);
+  return results;
 }
 
 }  // namespace
+
+TORCH_LIBRARY_IMPL(actreg, ADInplaceOrView, m) {
+  m.impl("forward_", TORCH_FN(forward_in_place_versioned));
+}
 
 TORCH_LIBRARY_IMPL(actreg, Autograd, m) {
   m.impl("forward", TORCH_FN(forward_autograd));
   m.impl("forward_random", TORCH_FN(forward_random_autograd));
   m.impl("forward_bits", TORCH_FN(forward_bits_autograd));
   m.impl("forward_random_bits", TORCH_FN(forward_random_bits_autograd));
-  m.impl("backward", TORCH_FN(backward_autograd));
-  m.impl("backward_bits", TORCH_FN(backward_bits_autograd));
-  m.impl("curvature", TORCH_FN(curvature_autograd));
+  m.impl("forward_", TORCH_FN(forward_in_place_autograd));
 }
 
 }  // namespace actreg

@@ -13,6 +13,7 @@
 
 #include "cpu/kernels.h"
 #include "torch/cpu_capability.h"
+#include "torch/cpu_memory.h"
 #include "torch/operators.h"
 
 namespace actreg {
@@ -33,23 +34,26 @@ const cpu::Kernels& cpu_kernels() {
 
 namespace {
 
-// A partial sum's share. Fixed, so that the sums do not depend on the number of threads.
-constexpr int64_t kChunk = 32 * cpu::kBlock;
+// A partial sum's share, and a thread's least. Fixed, so that the sums do not depend on the number
+// of threads. Half as many cost a thread 1 % (48 K to 1 M elements), these at most 0.4.
+constexpr int64_t kChunk = 16 * cpu::kBlock;
 
-// Chunks that are worth a thread: 32768 elements, as for torch's own elementwise operators.
-constexpr int64_t kGrain = 2;
+// Elements beyond which a second thread pays, and chunks for each thread. To wake one takes 1 us:
+// it breaks even at 2 us of work, below 8 K elements that draw a mask and at 20 to 24 K of relu.
+int64_t worth_sharing(bool draws) { return draws ? 12288 : 28672; }
+int64_t grain(bool draws) { return draws ? 1 : 3; }
 
 // Calls f(chunk, begin, end) for each chunk of [0, n), in parallel if there are enough.
 template <class F>
-void for_each_chunk(int64_t n, F f) {
+void for_each_chunk(int64_t n, bool draws, F f) {
   const auto run = [&](int64_t first, int64_t last) {
     for (int64_t chunk = first; chunk < last; ++chunk) {
       f(chunk, chunk * kChunk, std::min(n, (chunk + 1) * kChunk));
     }
   };
   const int64_t chunks = (n + kChunk - 1) / kChunk;
-  if (chunks > kGrain) {
-    at::parallel_for(0, chunks, kGrain, run);
+  if (n > worth_sharing(draws)) {
+    at::parallel_for(0, chunks, grain(draws), run);
   } else {
     run(0, chunks);
   }
@@ -61,11 +65,6 @@ int64_t draw_seed() {
   const std::lock_guard<std::mutex> lock(generator->mutex_);
   const uint64_t range = ~uint64_t{0}, lowest = uint64_t{1} << 63;
   return static_cast<int64_t>(generator->random64() % range + lowest);
-}
-
-// Without the dispatcher: a third of the time of a call on a small tensor would go there.
-Tensor with_layout(const Tensor& dense) {
-  return at::detail::empty_strided_cpu(dense.sizes(), dense.strides(), dense.scalar_type());
 }
 
 // {seed, offset} where there is dropout, once they are known to be there.
@@ -85,23 +84,26 @@ void read_gradient(Problem& problem, const OptionalTensor& dpenalty) {
   problem.c2_twice = 2 * c.l2;
 }
 
-Tensor empty_bits(const Tensor& x) {
-  return at::detail::empty_cpu({(x.numel() + 7) / 8}, at::kByte);
-}
+struct Results {
+  Tensor y, penalty, bits;
+};
 
-// bits: where to leave them, if at all.
-std::tuple<Tensor, Tensor> run_forward(Problem& problem, const Tensor& input,
-                                       const Attributes& attributes,
-                                       const Tensor& bits = Tensor()) {
+// Into a new tensor, or into the dense tensor `into`, which may be the input.
+Results run_forward(Problem& problem, const Tensor& input, const Attributes& attributes,
+                    bool with_bits = false, const Tensor& into = Tensor()) {
+  if (with_bits) bits_state(problem, attributes);
   const Tensor x = dense(input);
-  Tensor y = with_layout(x),
+  Tensor y = into.defined() ? into : new_dense(x.sizes(), x.strides(), x.scalar_type()), bits,
          penalty = at::detail::empty_cpu(penalty_shape(attributes), accumulation_type(x));
   problem.x = x.const_data_ptr();
   problem.out = y.mutable_data_ptr();
-  if (bits.defined()) problem.bits = bits.mutable_data_ptr<uint8_t>();
+  if (with_bits) {
+    bits = at::detail::empty_cpu({bytes_of_bits(x)}, at::kByte);
+    problem.bits = bits.mutable_data_ptr<uint8_t>();
+  }
   const int64_t n = x.numel();
   c10::SmallVector<PenaltySums<double>, 64> partial((n + kChunk - 1) / kChunk);
-  for_each_chunk(n, [&](int64_t chunk, int64_t begin, int64_t end) {
+  for_each_chunk(n, problem.drops(), [&](int64_t chunk, int64_t begin, int64_t end) {
     partial[chunk] = cpu_kernels().forward(problem, begin, end);
   });
   PenaltySums<double> total{0, 0};
@@ -111,55 +113,55 @@ std::tuple<Tensor, Tensor> run_forward(Problem& problem, const Tensor& input,
   } else {
     problem.penalty.finish(total, penalty.mutable_data_ptr<float>());
   }
-  return {y, penalty};
+  return {std::move(y), std::move(penalty), std::move(bits)};
 }
 
-std::tuple<Tensor, Tensor> forward_cpu(const Tensor& x, const OptionalTensor& rng_state,
-                                       ACTREG_ATTRIBUTES) {
-  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
+Results run_given(const Tensor& x, const OptionalTensor& rng_state, const Attributes& attributes,
+                  bool with_bits, const Tensor& into = Tensor()) {
   Problem problem = make_problem(x, attributes);
   read_rng_state(problem, rng_state, x);
-  return run_forward(problem, x, attributes);
+  return run_forward(problem, x, attributes, with_bits, into);
 }
-
-std::tuple<Tensor, Tensor, Tensor> forward_bits_cpu(const Tensor& x,
-                                                    const OptionalTensor& rng_state,
-                                                    ACTREG_ATTRIBUTES) {
-  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  Problem problem = make_problem(x, attributes);
-  bits_state(problem, attributes);
-  read_rng_state(problem, rng_state, x);
-  const Tensor bits = empty_bits(x);
-  auto [y, penalty] = run_forward(problem, x, attributes, bits);
-  return {y, penalty, bits};
-}
-
-// A new {seed, offset} from the default generator.
-Tensor draw(Problem& problem, const Tensor& x) {
+std::pair<Results, Tensor> run_random(const Tensor& x, const Attributes& attributes,
+                                      bool with_bits) {
+  Problem problem = make_problem(x, attributes);  // throws before the generator moves
   Tensor rng_state = at::detail::empty_cpu({2}, at::kLong);
   int64_t* state = rng_state.mutable_data_ptr<int64_t>();
   state[0] = draw_seed();
   state[1] = 0;
   read_rng_state(problem, rng_state, x);
-  return rng_state;
+  return {run_forward(problem, x, attributes, with_bits), std::move(rng_state)};
 }
 
+std::tuple<Tensor, Tensor> forward_cpu(const Tensor& x, const OptionalTensor& rng_state,
+                                       ACTREG_ATTRIBUTES) {
+  auto [y, penalty, none] = run_given(x, rng_state, {ACTREG_ATTRIBUTE_NAMES}, false);
+  return {std::move(y), std::move(penalty)};
+}
 std::tuple<Tensor, Tensor, Tensor> forward_random_cpu(const Tensor& x, ACTREG_ATTRIBUTES) {
-  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  Problem problem = make_problem(x, attributes);  // throws before the generator moves
-  const Tensor rng_state = draw(problem, x);
-  auto [y, penalty] = run_forward(problem, x, attributes);
-  return {y, penalty, rng_state};
+  auto [results, rng_state] = run_random(x, {ACTREG_ATTRIBUTE_NAMES}, false);
+  return {std::move(results.y), std::move(results.penalty), std::move(rng_state)};
 }
-
+std::tuple<Tensor, Tensor, Tensor> forward_bits_cpu(const Tensor& x,
+                                                    const OptionalTensor& rng_state,
+                                                    ACTREG_ATTRIBUTES) {
+  auto [y, penalty, bits] = run_given(x, rng_state, {ACTREG_ATTRIBUTE_NAMES}, true);
+  return {std::move(y), std::move(penalty), std::move(bits)};
+}
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_cpu(const Tensor& x,
                                                                    ACTREG_ATTRIBUTES) {
-  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  Problem problem = make_problem(x, attributes);
-  bits_state(problem, attributes);
-  const Tensor rng_state = draw(problem, x), bits = empty_bits(x);
-  auto [y, penalty] = run_forward(problem, x, attributes, bits);
-  return {y, penalty, rng_state, bits};
+  auto [results, rng_state] = run_random(x, {ACTREG_ATTRIBUTE_NAMES}, true);
+  return {std::move(results.y), std::move(results.penalty), std::move(rng_state),
+          std::move(results.bits)};
+}
+
+std::tuple<Tensor, Tensor> forward_in_place_cpu(const Tensor& x, const OptionalTensor& rng_state,
+                                                ACTREG_ATTRIBUTES, bool with_bits) {
+  auto [y, penalty, bits] =
+      run_given(x, rng_state, {ACTREG_ATTRIBUTE_NAMES}, with_bits, writable(x));
+  if (!y.is_same(x)) x.copy_(y);
+  if (!with_bits) bits = at::detail::empty_cpu({0}, at::kByte);
+  return {std::move(penalty), std::move(bits)};
 }
 
 template <class Kernel>
@@ -170,11 +172,11 @@ Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTenso
   read_rng_state(problem, rng_state, input);
   read_gradient(problem, dpenalty);
   const Tensor x = dense(input), gradient = with_layout_of(x, dy);
-  Tensor dx = with_layout(x);
+  Tensor dx = new_dense(x.sizes(), x.strides(), x.scalar_type());
   problem.x = x.const_data_ptr();
   problem.dy = gradient.const_data_ptr();
   problem.out = dx.mutable_data_ptr();
-  for_each_chunk(x.numel(),
+  for_each_chunk(x.numel(), problem.drops(),
                  [&](int64_t, int64_t begin, int64_t end) { kernel(problem, begin, end); });
   return dx;
 }
@@ -191,14 +193,14 @@ Tensor backward_bits_cpu(const Tensor& dy, const OptionalTensor& dpenalty,
       backward_bits_problem(dy, dpenalty, bits, rng_state, strides, {ACTREG_ATTRIBUTE_NAMES});
   if (draws_again(problem)) read_rng_state(problem, rng_state, dy);
   read_gradient(problem, dpenalty);
-  Tensor dx = at::detail::empty_strided_cpu(dy.sizes(), strides, dy.scalar_type());
+  Tensor dx = new_dense(dy.sizes(), strides, dy.scalar_type());
   const Tensor gradient = with_layout_of(dx, dy);
   if (bits && bits->defined()) {  // which are only read here
     problem.bits = const_cast<uint8_t*>(bits->const_data_ptr<uint8_t>());
   }
   problem.dy = gradient.const_data_ptr();
   problem.out = dx.mutable_data_ptr();
-  for_each_chunk(dy.numel(),
+  for_each_chunk(dy.numel(), draws_again(problem),
                  [&, &problem = problem, &state = state](int64_t, int64_t begin, int64_t end) {
                    cpu_kernels().backward_bits(problem, state.slopes, begin, end);
                  });
@@ -219,6 +221,7 @@ Tensor curvature_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, c
 TORCH_LIBRARY_IMPL(actreg, CPU, m) {
   m.impl("forward", &forward_cpu);
   m.impl("forward_random", &forward_random_cpu);
+  m.impl("forward_", &forward_in_place_cpu);
   m.impl("backward", &backward_cpu);
   m.impl("forward_bits", &forward_bits_cpu);
   m.impl("forward_random_bits", &forward_random_bits_cpu);

@@ -70,64 +70,77 @@ cuda::RandomState given(const Problem& problem, const OptionalTensor& rng_state)
   return random;
 }
 
-Tensor empty_bits(const Tensor& x) { return empty({(x.numel() + 7) / 8}, at::kByte, x); }
+struct Results {
+  Tensor y, penalty, bits;
+};
 
-// Everything is allocated before the generator moves, and that before the launch. bits: where to
-// leave them, if at all.
+// Into a new tensor, or into the dense tensor `into`, which may be the input. Everything is
+// allocated before the generator moves, and that before the launch.
 template <class Random>
-std::tuple<Tensor, Tensor> run_forward(Problem& problem, const Tensor& input,
-                                       const Attributes& attributes, Random random,
-                                       const Tensor& bits = Tensor()) {
+Results run_forward(Problem& problem, const Tensor& input, const Attributes& attributes,
+                    bool with_bits, Random random, const Tensor& into = Tensor()) {
+  if (with_bits) bits_state(problem, attributes);
   const c10::cuda::CUDAGuard guard(input.device());
   const auto stream = c10::cuda::getCurrentCUDAStream(input.device().index());
   const Tensor x = dense(input);
-  Tensor y = with_layout(x), penalty = empty(penalty_shape(attributes), accumulation_type(x), x);
+  Tensor y = into.defined() ? into : with_layout(x), bits,
+         penalty = empty(penalty_shape(attributes), accumulation_type(x), x);
+  if (with_bits) {
+    bits = empty({bytes_of_bits(x)}, at::kByte, x);
+    problem.bits = bits.mutable_data_ptr<uint8_t>();
+  }
   cuda::Workspace* workspace = workspace_of(x.device().index(), stream);
   problem.x = x.const_data_ptr();
   problem.out = y.mutable_data_ptr();
-  if (bits.defined()) problem.bits = bits.mutable_data_ptr<uint8_t>();
   const cuda::Launch grid = launch(x, stream);
   C10_CUDA_CHECK(cuda::forward(problem, grid, random(), penalty.mutable_data_ptr(), workspace));
-  return {y, penalty};
+  return {std::move(y), std::move(penalty), std::move(bits)};
+}
+
+Results run_given(const Tensor& x, const OptionalTensor& rng_state, const Attributes& attributes,
+                  bool with_bits, const Tensor& into = Tensor()) {
+  Problem problem = make_problem(x, attributes);
+  if (problem.drops()) check_rng_state(rng_state, x);
+  return run_forward(
+      problem, x, attributes, with_bits, [&] { return given(problem, rng_state); }, into);
+}
+std::pair<Results, Tensor> run_random(const Tensor& x, const Attributes& attributes,
+                                      bool with_bits) {
+  Problem problem = make_problem(x, attributes);
+  Tensor rng_state = empty({2}, at::kLong, x);
+  return {run_forward(problem, x, attributes, with_bits, [&] { return draw(x, rng_state); }),
+          rng_state};
 }
 
 std::tuple<Tensor, Tensor> forward_cuda(const Tensor& x, const OptionalTensor& rng_state,
                                         ACTREG_ATTRIBUTES) {
-  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  Problem problem = make_problem(x, attributes);
-  if (problem.drops()) check_rng_state(rng_state, x);
-  return run_forward(problem, x, attributes, [&] { return given(problem, rng_state); });
+  auto [y, penalty, none] = run_given(x, rng_state, {ACTREG_ATTRIBUTE_NAMES}, false);
+  return {std::move(y), std::move(penalty)};
 }
-
 std::tuple<Tensor, Tensor, Tensor> forward_random_cuda(const Tensor& x, ACTREG_ATTRIBUTES) {
-  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  Problem problem = make_problem(x, attributes);
-  const Tensor rng_state = empty({2}, at::kLong, x);
-  auto [y, penalty] = run_forward(problem, x, attributes, [&] { return draw(x, rng_state); });
-  return {y, penalty, rng_state};
+  auto [results, rng_state] = run_random(x, {ACTREG_ATTRIBUTE_NAMES}, false);
+  return {std::move(results.y), std::move(results.penalty), std::move(rng_state)};
 }
-
 std::tuple<Tensor, Tensor, Tensor> forward_bits_cuda(const Tensor& x,
                                                      const OptionalTensor& rng_state,
                                                      ACTREG_ATTRIBUTES) {
-  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  Problem problem = make_problem(x, attributes);
-  bits_state(problem, attributes);
-  if (problem.drops()) check_rng_state(rng_state, x);
-  const Tensor bits = empty_bits(x);
-  auto [y, penalty] =
-      run_forward(problem, x, attributes, [&] { return given(problem, rng_state); }, bits);
-  return {y, penalty, bits};
+  auto [y, penalty, bits] = run_given(x, rng_state, {ACTREG_ATTRIBUTE_NAMES}, true);
+  return {std::move(y), std::move(penalty), std::move(bits)};
 }
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_cuda(const Tensor& x,
                                                                     ACTREG_ATTRIBUTES) {
-  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  Problem problem = make_problem(x, attributes);
-  bits_state(problem, attributes);
-  const Tensor rng_state = empty({2}, at::kLong, x), bits = empty_bits(x);
-  auto [y, penalty] = run_forward(problem, x, attributes, [&] { return draw(x, rng_state); }, bits);
-  return {y, penalty, rng_state, bits};
+  auto [results, rng_state] = run_random(x, {ACTREG_ATTRIBUTE_NAMES}, true);
+  return {std::move(results.y), std::move(results.penalty), std::move(rng_state),
+          std::move(results.bits)};
+}
+
+std::tuple<Tensor, Tensor> forward_in_place_cuda(const Tensor& x, const OptionalTensor& rng_state,
+                                                 ACTREG_ATTRIBUTES, bool with_bits) {
+  auto [y, penalty, bits] =
+      run_given(x, rng_state, {ACTREG_ATTRIBUTE_NAMES}, with_bits, writable(x));
+  if (!y.is_same(x)) x.copy_(y);
+  if (!with_bits) bits = empty({0}, at::kByte, x);
+  return {std::move(penalty), std::move(bits)};
 }
 
 // y.sum().backward() expands one number to the shape of y: no need to write it out.
@@ -217,6 +230,7 @@ TORCH_LIBRARY_IMPL(actreg, CUDA, m) {
   m.impl("forward_random", &forward_random_cuda);
   m.impl("forward_bits", &forward_bits_cuda);
   m.impl("forward_random_bits", &forward_random_bits_cuda);
+  m.impl("forward_", &forward_in_place_cuda);
   m.impl("backward", &backward_cuda);
   m.impl("backward_bits", &backward_bits_cuda);
   m.impl("curvature", &curvature_cuda);

@@ -33,6 +33,10 @@ inline const auto& forward_random_bits_operator() {
   static const auto handle = find_operator<ForwardRandomBits>("actreg::forward_random_bits");
   return handle;
 }
+inline const auto& forward_in_place_operator() {
+  static const auto handle = find_operator<ForwardInPlace>("actreg::forward_");
+  return handle;
+}
 inline const auto& backward_bits_operator() {
   static const auto handle = find_operator<BackwardBits>("actreg::backward_bits");
   return handle;

@@ -33,6 +33,16 @@ std::pair<Tensor, Tensor> act_reg(const Tensor& x, const OptionalTensor& rng_sta
   return {std::move(y), std::move(penalty)};
 }
 
+// The same into x; returns the penalty.
+Tensor act_reg_in_place(const Tensor& x, const OptionalTensor& rng_state,
+                        c10::string_view activation, const std::vector<double>& parameters,
+                        double p, bool on_output, double l1, double l2) {
+  const double coefficients[] = {l1, l2};
+  auto [penalty, bits] = forward_in_place_operator().call(x, rng_state, activation, parameters, p,
+                                                          on_output, coefficients, false);
+  return penalty;
+}
+
 // What forward keeps of x for backward, if the input requires a gradient.
 const char* kept(c10::string_view activation, const std::vector<double>& parameters, double p,
                  bool on_output, double l1, double l2) {
@@ -90,6 +100,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("forward", torch::wrap_pybind_function_no_gil(act_reg), py::arg("x"), py::arg("rng_state"),
         py::arg("activation"), py::arg("parameters"), py::arg("p"), py::arg("on_output"),
         py::arg("l1"), py::arg("l2"));
+  m.def("forward_", torch::wrap_pybind_function_no_gil(act_reg_in_place), py::arg("x"),
+        py::arg("rng_state"), py::arg("activation"), py::arg("parameters"), py::arg("p"),
+        py::arg("on_output"), py::arg("l1"), py::arg("l2"));
   m.def("kept", &kept, py::arg("activation"), py::arg("parameters"), py::arg("p"),
         py::arg("on_output"), py::arg("l1"), py::arg("l2"));
   m.def("activations", &activations);

@@ -89,6 +89,13 @@ inline auto pointer_to(Node* node) {
 inline OptionalTensor optional(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
+using Two = std::array<Tensor, 2>;
+inline Tensor tangent(const OptionalTensor& tensor) {
+  return tensor && torch::autograd::isFwGradDefined(*tensor) ? tensor->_fw_grad(0) : Tensor();
+}
+inline OptionalTensor primal(const OptionalTensor& tensor) {
+  return tensor && torch::autograd::isFwGradDefined(*tensor) ? tensor->_fw_primal(0) : tensor;
+}
 inline Tensor tensor_or_none(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
 inline Tensor plus(const Tensor& a, const Tensor& b) {
   return !a.defined() ? b : !b.defined() ? a : a + b;
@@ -178,7 +185,7 @@ struct ActRegBackward final : public ActRegNode<2> {  // saved: x (or the output
   // it is kept, and backward, which multiplies a by s^2 for the penalty on it, needs one s less.
   void keep_output(const Tensor& output, double s) {
     keeps_output = true;
-    saved[0] = SavedVariable(output, true);
+    saved[0] = SavedVariable(output, true, output.is_view());
     strides = Strides(output);
     if (attributes.coefficients) (*attributes.coefficients)[1] /= s;
   }

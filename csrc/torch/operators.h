@@ -48,6 +48,9 @@ using ForwardBits = std::tuple<Tensor, Tensor, Tensor>(const Tensor& x,
                                                        ACTREG_ATTRIBUTES);
 using ForwardRandomBits = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor& x,
                                                                      ACTREG_ATTRIBUTES);
+// {penalty, bits: none unless asked for}
+using ForwardInPlace = std::tuple<Tensor, Tensor>(const Tensor& x, const OptionalTensor& rng_state,
+                                                  ACTREG_ATTRIBUTES, bool with_bits);
 using BackwardBits = Tensor(const Tensor& dy, const OptionalTensor& dpenalty,
                             const OptionalTensor& bits, const OptionalTensor& rng_state,
                             c10::SymIntArrayRef strides, ACTREG_ATTRIBUTES);
@@ -60,6 +63,7 @@ Problem problem_of(const Attributes& attributes);
 Problem make_problem(const Tensor& x, const Attributes& attributes);
 // Throws unless it is int64 {seed, offset} on x's device. Reads no data.
 void check_rng_state(const OptionalTensor& rng_state, const Tensor& x);
+void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x);
 // The same for backward and curvature. Throws also unless dy and dpenalty have their shapes and are
 // on x's device.
 Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
@@ -80,6 +84,9 @@ std::pair<Problem, State> backward_bits_problem(const Tensor& dy, const Optional
 
 // x itself if its elements fill a block of memory, in whatever order; else a contiguous copy.
 Tensor dense(const Tensor& x);
+// x itself if kernels can write where they read, nothing if not. Throws if x overlaps itself.
+Tensor writable(const Tensor& x);
+inline int64_t bytes_of_bits(const Tensor& x) { return (x.numel() + 7) / 8; }
 // A tensor of x's layout holding dy (itself if it has that layout already), zeros for no dy.
 Tensor with_layout_of(const Tensor& x, const OptionalTensor& dy);
 

@@ -1,0 +1,200 @@
+"""act_reg_: the output in the place of the input, under autograd's rules for that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import grad, vmap
+from torch.testing import assert_close
+
+from actreg_ext.functional import ActRegOutput, act_reg, act_reg_
+from tests import table
+
+pytestmark = pytest.mark.usefixtures("default_device")
+
+OPTIONS: dict[str, Any] = dict(l1=0.5, p=0.3, reduction="sum", seed=3)
+
+
+def linear(x: Tensor) -> Tensor:
+    """Something with a gradient whose result may be overwritten."""
+    return x * 1
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_values(activation: dict[str, Any], dtype: torch.dtype, p: float) -> None:
+    x = table.random_inputs(dtype, "cpu").to(torch.get_default_device())
+    options = {**activation, "l1": 0.5, "l2": 0.25, "p": p, "seed": 3}
+    expected = act_reg(x, **options)
+    version, address = x._version, x.data_ptr()
+    output, penalty = act_reg_(x, **options)
+    assert output is x and x.data_ptr() == address and x._version == version + 1
+    assert torch.equal(output.nan_to_num(), expected.output.nan_to_num())
+    assert torch.equal(penalty.nan_to_num(), expected.penalty.nan_to_num())
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "unaligned", "empty"])
+def test_layouts(layout: str) -> None:
+    base = torch.randn(33, 40)
+    x = {
+        "transposed": base.T,
+        "strided": base[:, ::2],
+        "unaligned": base.flatten()[1:],
+        "empty": base[:0],
+    }[layout]
+    rest, expected = base.clone(), act_reg(x, **OPTIONS)
+    output, penalty = act_reg_(x, **OPTIONS)
+    assert (
+        output is x and torch.equal(x, expected.output) and torch.equal(penalty, expected.penalty)
+    )
+    if layout == "strided":
+        assert torch.equal(base[:, 1::2], rest[:, 1::2])
+    assert base.flatten()[0] == rest.flatten()[0] or layout != "unaligned"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("relu", {}),
+        ("relu", OPTIONS),
+        ("relu", {"l2": 0.5}),  # the output is kept
+        ("relu", {"l2": 0.5, "p": 0.3, "penalty_on": "output", "seed": 1}),
+        ("identity", {"p": 0.3, "seed": 1}),
+        ("leaky_relu", {"p": 0.3, "seed": 1}),
+        ("hardsigmoid", OPTIONS),
+    ],
+)
+def test_gradients(name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+    """The first and, with create_graph, the second."""
+    x = torch.randn(1000).to(dtype).requires_grad_()
+    dy = torch.randn(1000).to(dtype).requires_grad_()
+    ours, theirs = (f(linear(x), name, **options) for f in (act_reg_, act_reg))
+    assert_close(ours, theirs, rtol=0, atol=0)
+    grads = []
+    for result in (ours, theirs):
+        dpenalty = torch.ones_like(result.penalty, requires_grad=True)
+        (dx,) = torch.autograd.grad([*result], x, [dy, dpenalty], create_graph=True)
+        grads.append((dx, *torch.autograd.grad(dx, (x, dy, dpenalty), torch.ones_like(dx))))
+    assert_close(*grads, rtol=0, atol=0)
+
+
+def test_views() -> None:
+    """Through a copy: what was written into the view reaches the base, with its gradient."""
+    x = torch.randn(6, 4, requires_grad=True)
+    results = []
+    for f in (act_reg_, act_reg):
+        h = linear(x)
+        part = h[2:4]
+        output, penalty = f(part, "relu", l1=0.5, p=0.3, seed=1)
+        whole = h if f is act_reg_ else torch.cat([h[:2], output, h[4:]])
+        results.append((whole, *torch.autograd.grad(whole.square().sum() + penalty, x)))
+    assert_close(*results)
+
+
+def test_what_others_saved_is_protected() -> None:
+    x = torch.randn(8, requires_grad=True)
+    h = linear(x)
+    saved = h.exp() * h  # keeps h
+    act_reg_(h, "relu")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved.sum().backward()
+    y = linear(x)
+    penalty = act_reg_(y, "relu", l2=0.5).penalty  # keeps y
+    act_reg_(y, "relu")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        penalty.backward()
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "relu", "l2": 1.0, "p": 0.5}])
+def test_an_input_that_backward_needs_is_not_overwritten(options: dict[str, Any]) -> None:
+    x = torch.randn(8, requires_grad=True)
+    h = linear(x)
+    before = h.detach().clone()
+    state = torch.get_rng_state()
+    with pytest.raises(
+        RuntimeError, match="needs the input, which would be overwritten; use act_reg"
+    ):
+        act_reg_(h, **{"activation": "gelu", **options})
+    assert torch.equal(h, before) and torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(RuntimeError, match="'gelu' with these penalties needs the input"):
+        torch.ops.actreg.forward_(h, None, "gelu", [], 0.0, False, [0.0, 0.0], False)
+    with torch.no_grad():
+        act_reg_(h, **{"activation": "gelu", **options})
+    assert not torch.equal(h, before)
+
+
+def test_torchs_rules() -> None:
+    leaf = torch.randn(8, requires_grad=True)
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
+        act_reg_(leaf, "relu")
+    with pytest.raises(RuntimeError, match="more than one element of the written-to tensor"):
+        act_reg_(torch.ones(1).expand(3), "relu")
+    with torch.inference_mode():
+        x = torch.randn(8)
+        assert act_reg_(x, "relu").output is x
+    with pytest.raises(ValueError, match="l1 must be finite"):
+        act_reg_(torch.ones(3), "relu", l1=-1.0)
+    with pytest.raises(TypeError):
+        act_reg_([1.0], "relu")  # type: ignore[arg-type]
+
+
+def test_the_default_generator_gives_the_same_mask_as_act_reg(default_device: str) -> None:
+    if default_device == "cuda":
+        pytest.skip("there torch.randint draws another number")
+    outputs = []
+    for f in (act_reg, act_reg_):
+        torch.manual_seed(5)
+        outputs.append(f(torch.ones(100), "identity", p=0.5).output)
+    assert torch.equal(*outputs)
+
+
+def test_transforms() -> None:
+    x = torch.randn(3, 8)
+
+    def loss(f: Any, x: Tensor) -> Tensor:
+        output, penalty = f(linear(x), "relu", l1=0.5, p=0.3, seed=1)
+        return output.square().sum() + penalty
+
+    assert_close(grad(lambda x: loss(act_reg_, x))(x), grad(lambda x: loss(act_reg, x))(x))
+    both = [vmap(grad(lambda x, f=f: loss(f, x)))(x) for f in (act_reg_, act_reg)]
+    assert_close(*both)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        tangents = [forward_ad.unpack_dual(loss(f, dual)).tangent for f in (act_reg_, act_reg)]
+    assert_close(*tangents)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled(backend: str) -> None:
+    def f(x: Tensor) -> ActRegOutput:
+        return act_reg_(linear(x), "relu", l1=0.5, p=0.3, seed=1)
+
+    x = torch.randn(64, requires_grad=True)
+    compiled = torch.compile(f, backend=backend, fullgraph=True)
+    results = []
+    for call in (compiled, f):
+        output, penalty = call(x)
+        results.append((output, penalty, *torch.autograd.grad(output.sum() + penalty, x)))
+    assert_close(*results)
+
+
+def test_opcheck() -> None:
+    pytest.importorskip("expecttest", reason="torch.library.opcheck needs expecttest")
+    op = torch.ops.actreg.forward_.default
+    for with_bits in (False, True):
+        x = torch.randn(3, 5)
+        torch.library.opcheck(op, (x, None, "relu", [], 0.0, False, [0.5, 0.0], with_bits))
+
+
+def test_no_memory_is_allocated() -> None:
+    """But for bits and numbers."""
+    from benchmarks.memory import peak_bytes  # as the benchmark counts it
+
+    x, device = torch.randn(1 << 16), torch.get_default_device().type
+    with torch.no_grad():
+        assert peak_bytes(lambda: act_reg_(x, "gelu", **OPTIONS), device) < 1024
+    h = linear(x.requires_grad_())
+    assert peak_bytes(lambda: act_reg_(h, "relu", **OPTIONS), device) < (1 << 13) + 1024
