@@ -19,6 +19,7 @@ forward = _ops.forward.default
 forward_random = _ops.forward_random.default
 forward_bits = _ops.forward_bits.default
 forward_random_bits = _ops.forward_random_bits.default
+forward_ = _ops.forward_.default
 backward = _ops.backward.default
 backward_bits = _ops.backward_bits.default
 curvature = _ops.curvature.default

@@ -17,7 +17,7 @@ from actreg_ext import activations
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 SIZES = tuple(2**k for k in range(4, 27))
 PENALTIES = {"both": (0.1, 0.1), "l1": (0.1, 0.0), "l2": (0.0, 0.1), "none": (0.0, 0.0)}
-PLACES = ("call", "mlp", "ffn", "sae", "step")
+PLACES = ("call", "mlp", "ffn", "sae", "step", "deep")
 DIRECTIONS = ("forward", "backward", "both", "step")
 REQUIRED = {"threshold": {"threshold": 0.1, "value": 0.0}}  # parameters without defaults
 # For when the time is short, or the place on a page.
@@ -157,6 +157,15 @@ def _places(size: int, dtypes: tuple[str, ...], providers: tuple[str, ...]) -> l
             **blocks,
         ),
         Slice("training step", places=("step",), p=(0.1,), directions=("step",), **shared),
+        Slice(
+            "deep perceptron",
+            places=("deep",),
+            activations=("relu",),
+            p=(0.1,),
+            penalties=("l1",),
+            directions=("step",),
+            **shared,
+        ),
     ]
 
 

@@ -134,7 +134,7 @@ def _wide(case: Case, has_activation: bool = True) -> Layer:
 
 def without_dropout(case: Case) -> Case:
     """The block that stands for it in the check."""
-    return case._replace(p=0.0, place="mlp" if case.place == "step" else case.place)
+    return case._replace(p=0.0, place="mlp" if case.place in ("step", "deep") else case.place)
 
 
 def _is_fair(keep: Tensor, counted: Tensor, share: float) -> bool:

@@ -97,18 +97,30 @@ def smallest(calls: Sequence[Call]) -> str:
     return f"A call of {least} elements, which is overhead alone: {'; '.join(parts)}."
 
 
-def step(calls: Sequence[Call]) -> str:
-    """The training step in a sentence for each type."""
-    parts = []
+def steps(calls: Sequence[Call]) -> str:
+    """The training steps in a sentence for each network."""
+    networks = {"step": "a perceptron around it", "deep": "a perceptron of eight such layers"}
+    return "\n\n".join(filter(None, (step(calls, *network) for network in networks.items())))
+
+
+def step(calls: Sequence[Call], place: str, network: str) -> str:
+    parts, what = [], ""
     for call in calls:
-        found = call.found
-        if call.direction != "step" or "eager" not in found:
+        found, case = call.found, call.case
+        if case["place"] != place or "eager" not in found:
             continue
         ours, theirs = found["fused"], found["eager"]
-        kept = f"{ours['saved'] / 1e6:.1f} instead of {theirs['saved'] / 1e6:.1f} MB for backward"
+        kept, peak = (
+            f"{ours[key] / 1e6:.1f} instead of {theirs[key] / 1e6:.1f} MB"
+            for key in ("saved", "peak")
+        )
         faster = factor(theirs["faster"][0])
-        parts.append(f"{call.case['dtype']} {faster} times faster than eager, keeping {kept}")
-    return f"A training step of a perceptron around it: {'; '.join(parts)}." if parts else ""
+        parts.append(
+            f"{case['dtype']} {faster} times faster than eager, keeping {kept} for backward, "
+            f"{peak} at the peak"
+        )
+        what = f"{case['activation']}, penalties {case['penalty']}, dropout of {case['p']:g}"
+    return f"A training step of {network} ({what}): {'; '.join(parts)}." if parts else ""
 
 
 def blocks(calls: Sequence[Call]) -> str:

@@ -14,7 +14,9 @@ Every rival is held against float64 before it is timed, and all of a case take t
 round. *Of the floor* is the speed as a share of the memory's own: forward `x.clone()`, backward
 `torch.add(x, dy)`, each allocating its output. The rest is how many times faster `act_reg` is: than
 plain PyTorch (activation, `abs().sum()`, `square().sum()`, `F.dropout`) and than `torch.compile` of
-it; medians of the ratios of the same rounds."""
+it; medians of the ratios of the same rounds. On Linux `act_reg` asks for huge pages where its
+output has 32 MB or more, and the others do not (with `THP_MEM_ALLOC_ENABLE=1` they do): so it may
+pass the floor there."""
 
 NO_GPU = """\
 Not timed yet: no GPU was at hand, so no speed is claimed. [cuda_kernels.md]({docs}cuda_kernels.md)
@@ -53,9 +55,10 @@ METHOD = """\
 NETWORKS = """\
 `mlp`: Linear 512 to 2048, the layer, Linear 2048 to 512. `ffn`: the same in a transformer, behind a
 LayerNorm and with a residual. `sae`: the encoder of a sparse autoencoder with its L1 penalty.
-`step`: forward, loss, backward and AdamW of the perceptron. Elements are those of the layer. Most
-of the time is that of the matrix products, which all share; what is compiled is compiled as a
-whole. In brackets the 20th and 80th percentile; bytes are for each element of the layer."""
+`step`: forward, loss, backward and AdamW of the perceptron. `deep`: the same of eight Linear 512 to
+512, each with the layer behind it. Elements are those of the layer. Most of the time is that of the
+matrix products, which all share; what is compiled is compiled as a whole. In brackets the 20th and
+80th percentile; bytes are for each element of the layer, of `deep` for all eight."""
 
 
 BUSY = 0.5  # of the cores
@@ -73,7 +76,7 @@ def section(found: Sequence[dict[str, Any]], figures: str) -> str:
         parts.append(figure(results, "size", figures))
         main = [call for call in calls if is_main(call)]
         parts.append(markdown.ratios(main, ("activation", "dtype", "p"), complete=True))
-        parts += [markdown.smallest(calls), markdown.step(calls), "    " + results["command"]]
+        parts += [markdown.smallest(calls), markdown.steps(calls), "    " + results["command"]]
     if len(found) == 1:
         parts.append("### On a GPU\n\n" + NO_GPU.format(docs="docs/"))
     return joined([*parts, MORE])

@@ -16,7 +16,7 @@ from .cases import Case
 from .providers import Layer, Provider
 from .timing import Runs
 
-WIDTH, HIDDEN, TOKENS = 512, 2048, 128
+WIDTH, HIDDEN, TOKENS, DEPTH = 512, 2048, 128, 8
 PASSES = {
     "forward": 2,
     "backward": 3,
@@ -39,6 +39,22 @@ class Block(nn.Module):
         y, *penalty = self.layer(self.up(self.norm(x)))
         y = self.down(y)
         return (x + y if self.place == "ffn" else y, *penalty)
+
+
+class Deep(nn.Module):
+    """DEPTH linear layers, each with the layer behind it: y, and the sum of the penalties."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
+        self.linears = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(DEPTH))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        penalties = []
+        for linear in self.linears:
+            x, *penalty = self.layer(linear(x))
+            penalties += penalty
+        return (x, torch.stack(penalties).sum()) if penalties else (x,)
 
 
 @dataclass
@@ -113,7 +129,7 @@ def inputs(case: Case, device: str) -> tuple[list[Tensor], Tensor]:
     shape: tuple[int, ...] = (case.elements,)
     out = shape
     if case.place != "call":
-        rows = max(1, case.elements // HIDDEN)
+        rows = max(1, case.elements // (WIDTH if case.place == "deep" else HIDDEN))
         shape = (rows, WIDTH)
         if case.place == "ffn":
             shape = (math.ceil(rows / TOKENS), min(rows, TOKENS), WIDTH)
@@ -124,7 +140,7 @@ def inputs(case: Case, device: str) -> tuple[list[Tensor], Tensor]:
         count = max(2, math.ceil(CACHES * cache / (math.prod(shape) * dtype.itemsize)))
         count = min(count, 64)  # of tiny tensors no number leaves the cache
     torch.manual_seed(0)
-    needs = case.place != "step"  # data has no gradient
+    needs = case.place not in ("step", "deep")  # data has no gradient
     xs = [torch.randn(shape, device=device).to(dtype) for _ in range(count)]
     return [x.requires_grad_(needs) for x in xs], torch.randn(out, device=device).to(dtype)
 
@@ -144,10 +160,12 @@ def subject(case: Case, provider: Provider, xs: list[Tensor], dy: Tensor) -> Sub
     return Subject(function, xs, dy, outputs, parameters, writes_input=provider.writes_input)
 
 
-def block_of(case: Case, layer: Layer) -> Block:
+def block_of(case: Case, layer: Layer) -> Block | Deep:
     """The block with the same weights for every provider."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
+        if case.place == "deep":
+            return Deep(layer)
         return Block("mlp" if case.place == "step" else case.place, layer)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -512,9 +513,12 @@ def requested(when: str) -> int:
     return torch.cuda.memory_stats()[f"requested_bytes.all.{when}"]
 
 
+@pytest.mark.parametrize("kept", ["input", "bits"])
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_memory(dtype: torch.dtype, p: float) -> None:
-    """Nothing of the input's size but what is returned, and for backward x and 16 bytes."""
+def test_memory(dtype: torch.dtype, p: float, kept: str) -> None:
+    """Nothing of the input's size but what is returned; for backward x, or bits, and 16 bytes."""
+    name, options = ("gelu", PENALTIES) if kept == "input" else ("relu", {"l1": 0.5})
+    bits = 2**22 // 8 if kept == "bits" else 0
     x = torch.randn(2**22, device="cuda").to(dtype).requires_grad_()
     dy = torch.ones_like(x)
     saved: list[Tensor] = []
@@ -523,7 +527,7 @@ def test_memory(dtype: torch.dtype, p: float) -> None:
         before = requested("current")
         torch.cuda.reset_peak_memory_stats()
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-            output, penalty = act_reg(x, "gelu", **PENALTIES, p=p)
+            output, penalty = act_reg(x, name, **options, p=p)
         forward = requested("current") - before, requested("peak") - before
         gradients = (dy, torch.ones_like(penalty))
         before = requested("current")
@@ -531,10 +535,11 @@ def test_memory(dtype: torch.dtype, p: float) -> None:
         (dx,) = torch.autograd.grad((output, penalty), x, gradients, retain_graph=True)
         backward = requested("current") - before, requested("peak") - before
         if run == "measured":
-            assert all(output.nbytes <= size <= output.nbytes + SMALL for size in forward)
-            assert all(dx.nbytes <= size <= dx.nbytes + SMALL for size in backward)
+            assert all(0 <= size - output.nbytes - bits <= SMALL for size in forward)
+            assert all(0 <= size - dx.nbytes <= SMALL for size in backward)
         del output, penalty, dx
-    assert saved[0].data_ptr() == x.data_ptr()
+    assert (saved[0].data_ptr() == x.data_ptr()) == (kept == "input")
+    assert saved[0].nbytes == (bits or x.nbytes)
     assert [(t.dtype, t.nbytes) for t in saved[1:]] == ([(torch.int64, 16)] if p else [])
 
 
@@ -602,23 +607,25 @@ def on_the_device(call: Callable[[], object]) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore:.*[Pp]rofiler")
+@pytest.mark.parametrize("name", ["gelu", "relu"])
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_one_kernel_each_way(dtype: torch.dtype, p: float) -> None:
+def test_one_kernel_each_way(dtype: torch.dtype, p: float, name: str) -> None:
     x = torch.randn(10000, device="cuda").to(dtype).requires_grad_()
     seen = [on_the_device(lambda: x.detach().exp()) for _ in range(2)]  # the first starts it up
     if len(seen[1]) != 1:
         pytest.skip("the profiler does not see this GPU's kernels")
-    result = act_reg(x, "gelu", **PENALTIES, p=p)
+    f = partial(act_reg, activation=name, l1=0.5, l2=0.25 if name == "gelu" else 0.0, p=p)
+    result = f(x)
     gradients = [torch.ones_like(t) for t in result]
 
     def backward() -> None:
         torch.autograd.grad(list(result), x, gradients, retain_graph=True)
 
     backward()
-    (launched,) = on_the_device(lambda: act_reg(x, "gelu", **PENALTIES, p=p))
+    (launched,) = on_the_device(lambda: f(x))
     assert "forward_kernel" in launched
     (launched,) = on_the_device(backward)
-    assert "backward_kernel" in launched
+    assert ("backward_kernel" if name == "gelu" else "backward_bits_kernel") in launched
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")

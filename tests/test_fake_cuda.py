@@ -30,7 +30,12 @@ if not _C.build_info()["cuda"]:
 
 pytestmark = pytest.mark.usefixtures("fake", "nothing_compiled_yet")
 
-OPERATORS = ("forward", "forward_random", "backward", "curvature")
+RANDOM = ("forward_random", "forward_random_bits")
+OPERATORS = (
+    *("forward", "forward_bits", "forward_"),
+    *RANDOM,
+    *("backward", "backward_bits", "curvature"),
+)
 SEEDS = [None, 3, 2**63 + 1, "cpu", "cuda"]  # the last two: a tensor there
 
 
@@ -103,7 +108,7 @@ def test_kernels_are_registered(name: str) -> None:
 def test_tags(name: str) -> None:
     tags = set(getattr(ops, name).tags)
     assert {torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag} <= tags
-    assert (torch.Tag.nondeterministic_seeded in tags) == (name == "forward_random")
+    assert (torch.Tag.nondeterministic_seeded in tags) == (name in RANDOM)
 
 
 def test_the_doctor_names_the_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +209,7 @@ def test_dropout_mask() -> None:
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 DEVICES: dict[str, tuple[str, Change, str]] = {
     "rng_state on the CPU": (
-        "forward backward curvature",
+        "forward forward_bits forward_ backward backward_bits curvature",
         lambda a: {"rng_state": a["rng_state"].cpu()},
         "rng_state is on cpu and input on cuda:0",
     ),
@@ -214,34 +219,38 @@ DEVICES: dict[str, tuple[str, Change, str]] = {
         "a gradient is on cpu and input on cuda:0",
     ),
     "dpenalty on the CPU": (
-        "backward curvature",
+        "backward backward_bits curvature",
         lambda a: {"dpenalty": a["dpenalty"].cpu()},
         "a gradient is on cpu and input on cuda:0",
     ),
 }
 if torch.cuda.device_count() != 1:  # of one GPU fake tensors know that there is no other
     DEVICES["rng_state on another GPU"] = (
-        "forward backward curvature",
+        "forward forward_bits forward_ backward backward_bits curvature",
         lambda a: {"rng_state": a["rng_state"].to("cuda:1")},
         "rng_state is on cuda:1 and input on cuda:0",
     )
 OTHERS: dict[str, tuple[str, Change, str]] = {
     "no rng_state": (
-        "forward backward curvature",
+        "forward forward_bits forward_ backward backward_bits curvature",
         lambda a: {"rng_state": None},
         "dropout needs rng_state",
     ),
     "rng_state of int32": (
-        "forward backward curvature",
+        "forward forward_bits forward_ backward backward_bits curvature",
         lambda a: {"rng_state": a["rng_state"].int()},
         r"rng_state is a contiguous int64 .* got Int",
     ),
     "rng_state of one number": (
-        "forward backward curvature",
+        "forward forward_bits forward_ backward backward_bits curvature",
         lambda a: {"rng_state": a["rng_state"][:1]},
         r"rng_state is a contiguous int64 .* of shape \[1\]",
     ),
-    "x of int32": ("forward forward_random", lambda a: {"x": a["x"].int()}, "input has dtype Int"),
+    "x of int32": (
+        "forward forward_bits forward_ forward_random forward_random_bits",
+        lambda a: {"x": a["x"].int()},
+        "input has dtype Int",
+    ),
     "no such activation": (
         "forward forward_random backward",
         lambda a: {"activation": "rule"},
@@ -261,9 +270,23 @@ SHAPES: dict[str, tuple[str, Change, str]] = {
         r"dy has shape \[1, 4\], but input has shape \[3, 4\]",
     ),
     "shape of dpenalty": (
-        "backward curvature",
+        "backward backward_bits curvature",
         lambda a: {"dpenalty": a["dpenalty"].expand(2)},
         r"dpenalty is a scalar.* got shape \[2\]",
+    ),
+}
+
+
+BITS: dict[str, tuple[str, Change, str]] = {
+    "bits on the CPU": (
+        "backward_bits",
+        lambda a: {"bits": a["bits"].cpu()},
+        r"uint8 tensor on cuda:0 of shape \[2\]",
+    ),
+    "strides that leave gaps": (
+        "backward_bits",
+        lambda a: {"strides": [8, 2]},
+        r"strides \[8, 2\] do not make shape \[3, 4\] dense",
     ),
 }
 
@@ -281,7 +304,12 @@ def arguments(name: str) -> dict[str, Any]:
         "p": 0.5,
         "on_output": False,
         "coefficients": [0.5, 0.25],
+        "bits": x.new_empty(2, dtype=torch.uint8),
+        "strides": [4, 1],
+        "with_bits": True,
     }
+    if "bits" in name or name == "forward_":
+        given |= {"activation": "relu", "coefficients": [0.5, 0.0]}
     names = {argument.name for argument in getattr(ops, name)._schema.arguments}
     return {name: value for name, value in given.items() if name in names}
 
@@ -301,7 +329,7 @@ def each_operator(table: dict[str, tuple[str, Change, str]]) -> pytest.MarkDecor
     return pytest.mark.parametrize(("name", "change", "says"), rows)
 
 
-@each_operator(DEVICES | OTHERS | SHAPES)
+@each_operator(DEVICES | OTHERS | SHAPES | BITS)
 def test_kernels_refuse(name: str, change: Change, says: str) -> None:
     """Before anything happens on the device."""
     given = arguments(name)

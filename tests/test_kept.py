@@ -237,19 +237,19 @@ def backward_bits(**changed: Any) -> Tensor:
         ({"coefficients": [0.0, 1.0]}, "a bit for each element is not enough"),
         ({"bits": None}, "there are no bits"),
         (
-            {"bits": torch.zeros(1, dtype=torch.uint8)},
+            {"bits": lambda: torch.zeros(1, dtype=torch.uint8)},
             r"contiguous uint8 tensor on .* of shape \[2\]",
         ),
-        ({"bits": torch.zeros(2, dtype=torch.int8)}, "contiguous uint8 tensor"),
-        ({"bits": torch.zeros(4, dtype=torch.uint8)[::2]}, "contiguous uint8 tensor"),
+        ({"bits": lambda: torch.zeros(2, dtype=torch.int8)}, "contiguous uint8 tensor"),
+        ({"bits": lambda: torch.zeros(4, dtype=torch.uint8)[::2]}, "contiguous uint8 tensor"),
         ({"strides": [1, 1]}, r"strides \[1, 1\] do not make shape \[3, 5\] dense"),
         ({"strides": [1]}, "do not make shape"),
         ({"strides": [10, 2]}, "do not make shape"),
-        ({"dpenalty": torch.ones(2)}, "dpenalty is a scalar"),
+        ({"dpenalty": lambda: torch.ones(2)}, "dpenalty is a scalar"),
         ({"p": 0.5, "coefficients": [1.0, 0.0]}, "dropout needs rng_state"),
     ],
 )
 def test_wrong_arguments_of_backward_bits(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        backward_bits(**changed)
+        backward_bits(**{k: v() if callable(v) else v for k, v in changed.items()})
     assert torch.equal(backward_bits(), torch.ones(3, 5))
