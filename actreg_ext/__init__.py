@@ -6,10 +6,11 @@
     >>> loss = model(torch.randn(2, 4)).square().mean() + actreg_ext.collect_penalty(model)
     >>> loss.backward()
 
-`functional.act_reg` is the operator, `nn.ActReg` the module, `reference.act_reg` the same operator
-in plain PyTorch, to read. `collect_penalty` gathers the penalties of a model, `dropout_mask` shows
-the mask a seed gives, `activations` lists the names. `python -m actreg_ext doctor` looks at the
-installation, `python -m actreg_ext demo` trains a small network.
+`functional.act_reg` is the operator, `functional.act_reg_` the same in place, `nn.ActReg` the
+module, `reference.act_reg` the same operator in plain PyTorch, to read. `collect_penalty` gathers
+the penalties of a model, `dropout_mask` shows the mask a seed gives, `activations` lists the names.
+`python -m actreg_ext doctor` looks at the installation, `python -m actreg_ext demo` trains a small
+network.
 """
 
 from __future__ import annotations

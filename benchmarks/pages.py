@@ -82,7 +82,7 @@ def section(found: Sequence[dict[str, Any]], figures: str) -> str:
     return joined([*parts, MORE])
 
 
-def page(found: Sequence[dict[str, Any]], figures: str, notes: str) -> str:
+def page(found: Sequence[dict[str, Any]], figures: str, notes: Sequence[str]) -> str:
     """All of docs/performance.md."""
     head = "Written by `python -m benchmarks.report` from `results/`: not to be edited."
     parts = ["# Performance", f"{head}\n{HONEST}", METHOD]
@@ -90,7 +90,7 @@ def page(found: Sequence[dict[str, Any]], figures: str, notes: str) -> str:
         parts += machine_part(results, figures)
     if len(found) == 1:
         parts.append("## On a GPU\n\n" + NO_GPU.format(docs=""))
-    return joined([*parts, notes])
+    return joined([*parts, *notes])
 
 
 def machine_part(results: dict[str, Any], figures: str) -> list[str]:

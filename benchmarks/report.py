@@ -3,8 +3,9 @@
 python -m benchmarks.report [results/cpu.json ...] [--check]
 
 Without a file it takes all of results/. --check writes nothing and returns 1 where what is written
-differs from what the results say. No figure is written by hand; benchmarks/notes.md, which is, goes
-verbatim to the end of docs/performance.md.
+differs from what the results say. No figure is written by hand. benchmarks/overhead.md, which
+`python -m benchmarks.overhead` writes, and benchmarks/notes.md, which a person does, go verbatim to
+the end of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from .machine import ROOT
 from .results import Unfit, check_device, load
 
 README, PAGE = Path("README.md"), Path("docs/performance.md")
-FIGURES, NOTES = Path("docs/figures"), Path("benchmarks/notes.md")
+FIGURES = Path("docs/figures")
+NOTES = (Path("benchmarks/overhead.md"), Path("benchmarks/notes.md"))
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
 PRESETS = {"cpu": ("published",), "cuda": ("published", "gpu")}
 
@@ -52,8 +54,8 @@ def rendered(found: list[dict[str, Any]], root: Path) -> dict[Path, str]:
         raise Unfit(f"{README} has not one {BEGIN} and {END}")
     before, after = readme.split(BEGIN)[0], readme.split(END)[1]
     section = pages.section(found, FIGURES.as_posix())
-    notes = root / NOTES
-    page = pages.page(found, FIGURES.name, notes.read_text() if notes.exists() else "")
+    notes = [path.read_text() for name in NOTES if (path := root / name).exists()]
+    page = pages.page(found, FIGURES.name, notes)
     return {README: f"{before}{BEGIN}\n{section}{END}{after}", PAGE: page}
 
 
