@@ -26,7 +26,7 @@ def forward_(
     l1: float,
     l2: float,
 ) -> Tensor:
-    """Overwrite x by the output and return the penalty; p > 0 needs an rng_state."""
+    """Overwrite x by the output and return the penalty; rng_state None and p > 0 draws."""
 
 def kept(
     activation: str,

@@ -230,11 +230,12 @@ def act_reg_(
 
     Equivalent to `input.copy_(act_reg(input, ...).output)`, in one pass over half the memory. With
     a gradient to come it works where backward does not need the input (`act_reg` says where), as
-    torch.relu_ does; everything else works without gradients. What was saved of the input by
-    others is noticed by its version, as for every in-place operation of torch.
+    torch.relu_ does; everything else works without gradients, and under torch.compile. What was
+    saved of the input by others is noticed by its version, as for every in-place operation of
+    torch.
 
-    Shapes: input any; a view of a tensor that requires a gradient, and what is not dense, goes
-    through a copy.
+    Shapes: input any. Through a copy goes what is not dense, a view of a tensor that requires a
+    gradient, and all of it under torch.compile and torch.func.
 
     Args:
         input: x, overwritten by y.
@@ -280,13 +281,13 @@ def act_reg_(
         return handle_torch_function(act_reg_, (input,), input, activation, **options)
     l1, l2, p = check(input, l1, l2, p, training, penalty_on, reduction, seed)
     name, parameters = resolve(activation, activation_parameters)
-    if is_compiling():  # which makes copies of what is overwritten
-        output, penalty = act_reg(input, activation, **options)
+    needs_grad = input.requires_grad and torch.is_grad_enabled()
+    if is_compiling():  # backward may need what is overwritten
+        output, penalty = act_reg(input.clone() if needs_grad else input, activation, **options)
         return ActRegOutput(input.copy_(output), penalty)
     if not training:
         p = 0.0
     on_output = penalty_on == "output"
-    needs_grad = input.requires_grad and torch.is_grad_enabled()
     if needs_grad and _C.kept(name, parameters, p, on_output, l1, l2) == "input":
         raise RuntimeError(
             f"act_reg_: with these penalties and p the gradient of {name!r} needs the input, which "
@@ -294,6 +295,7 @@ def act_reg_(
         )
     if (
         input.device.type not in _DEVICES
+        or input.is_neg()
         or (needs_grad and input._is_view())
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
@@ -301,9 +303,7 @@ def act_reg_(
         output, penalty = act_reg(input, activation, **options)
         return ActRegOutput(input.copy_(output), penalty)
     size = denominator(input, reduction)
-    state = None
-    if p > 0:
-        state = draw(input.device) if seed is None else rng_state(seed, input.device)
+    state = None if seed is None or p == 0 else rng_state(seed, input.device)
     penalty = _C.forward_(input, state, name, parameters, p, on_output, l1 / size, l2 / size)
     return ActRegOutput(input, penalty)
 

@@ -175,7 +175,7 @@ class ActReg(nn.Module):
         kept = _C.kept(
             self.activation,
             tuple(self.activation_parameters.values()),
-            self.p,
+            self.p if self.training else 0.0,
             self.penalty_on == "output",
             self.l1,
             self.l2,

@@ -124,14 +124,15 @@ def _slope_vmap(
 def _backward_bits_vmap(
     info: Any, in_dims: Sequence[int | None], *arguments: Any
 ) -> tuple[Tensor, int]:
-    """Batch `backward_bits`; the strides are those of an example."""
-    tensors, rest = arguments[:4], arguments[4:]
+    """Batch `backward_bits`; sizes and strides are those of an example."""
+    tensors, (sizes, _, dtype, *_) = arguments[:4], arguments[4:]
     if info.batch_size == 0:
-        return torch.empty_like(_batched(tensors[0], in_dims[0], 0)), 0
+        device = next(t.device for t in tensors if t is not None)
+        return torch.empty((0, *sizes), dtype=dtype, device=device), 0
     examples = zip(
         *[_each(t, in_dims[i], info.batch_size) for i, t in enumerate(tensors)], strict=True
     )
-    return torch.stack([backward_bits(*example, *rest) for example in examples]), 0
+    return torch.stack([backward_bits(*example, *arguments[4:]) for example in examples]), 0
 
 
 for _op in (forward, forward_bits):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -66,19 +67,30 @@ class TestOpcheck:
         detached = [None if g is None else g.detach() for g in (*gradients, x)]
         torch.library.opcheck(ops.curvature, (*detached, *arguments[1:]))
 
-    def test_forward_bits(self, p: float, coefficients: list[float] | None) -> None:
+
+@pytest.mark.parametrize("p", [0.0, 0.4])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not")  # opcheck's
+class TestOpcheckOfBits:
+    """The same for the operators that keep bits."""
+
+    @pytest.fixture(autouse=True)
+    def expecttest(self) -> None:
+        pytest.importorskip("expecttest", reason="torch.library.opcheck needs expecttest")
+
+    def test_forward_bits(self, p: float) -> None:
         x = torch.randn(3, 5, requires_grad=True)
         arguments = ("relu", [], p, False, [0.3, 0.0])
         torch.library.opcheck(ops.forward_bits, (x, rng_state(p), *arguments))
         torch.library.opcheck(ops.forward_random_bits, (x, *arguments))
 
-    @pytest.mark.parametrize("given", ["dy", "both"])
-    def test_backward_bits(self, p: float, coefficients: list[float] | None, given: str) -> None:
+    @pytest.mark.parametrize("given", ["dy", "dpenalty", "both"])
+    def test_backward_bits(self, p: float, given: str) -> None:
         dy, dpenalty = torch.randn(3, 5, requires_grad=True), torch.ones((), requires_grad=True)
         bits = torch.tensor([0b10110001, 0b1100101], dtype=torch.uint8)
-        gradients = (dy, dpenalty if given == "both" else None)
+        gradients = (dy if given != "dpenalty" else None, dpenalty if given != "dy" else None)
         for on_output in (False, True):  # the mask is drawn again, or is in the bits
-            arguments = ([1, 3], "relu", [], p, on_output, [0.3, 0.0])
+            shape = ([3, 5], [1, 3], torch.float32)
+            arguments = (*shape, "relu", [], p, on_output, [0.3, 0.0])
             torch.library.opcheck(ops.backward_bits, (*gradients, bits, rng_state(p), *arguments))
 
 
@@ -328,21 +340,40 @@ def test_without_gradients(context: Callable[..., Any]) -> None:
     assert_close(result, act_reg(x, l1=0.1, p=0.5, seed=1))
 
 
+SHAPES = [(5,), (3, 4), (4, 4), (4, 4, 2), (2, 3, 2, 2), (2, 5, 2, 2)]
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("part", ["output", "penalty", "both"])
 @pytest.mark.parametrize("p", [0.0, 0.5])
-def test_compiled_autograd(p: float) -> None:
-    """On the CPU. A second size and other attributes must not find the first's compiled graph."""
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "elu", "alpha": 0.5, "l2": 0.2},  # keeps x
+        {"activation": "relu"},  # bits
+        {"activation": "relu", "l2": 0.2},  # the output, at p = 0
+        {"activation": "identity", "l1": 0.0},  # nothing
+    ],
+)
+def test_compiled_autograd(options: dict[str, Any], p: float, part: str) -> None:
+    """On the CPU, in one context: no call may find the graph of another shape or attribute."""
+
+    def gradient(shape: tuple[int, ...], l1: float) -> Tensor:
+        x = torch.linspace(-2, 3, math.prod(shape)).reshape(shape).requires_grad_()
+        y, penalty = act_reg(x, **{"l1": l1, "p": p, "seed": 1, **options})
+        parts = {"output": y.square().sum(), "penalty": penalty}
+        loss = sum(parts.values()) if part == "both" else parts[part]
+        loss.backward()
+        assert x.grad is not None
+        return x.grad
+
     compiler = torch.compile(backend="eager", fullgraph=True, dynamic=True)
-    for n, slope, l1 in ((12, 0.5, 0.3), (9, 0.5, 0.3), (9, 0.25, 0.3), (9, 0.25, 0.7)):
-        gradients = []
-        for context in (torch._dynamo.compiled_autograd._enable(compiler), torch.enable_grad()):
-            x = points(device="cpu")[:n].reshape(3, -1).requires_grad_()
-            y, penalty = act_reg(x, "elu", l1=l1, l2=0.2, p=p, seed=1, alpha=slope)
-            loss = y.square().sum() + penalty
-            with context:
-                loss.backward()
-            gradients.append(x.grad)
-        assert_close(*gradients)
+    calls = [(shape, l1) for shape in SHAPES for l1 in (0.3, 0.7)]
+    with torch.device("cpu"):
+        expected = [gradient(*call) for call in calls]
+        with torch._dynamo.compiled_autograd._enable(compiler):
+            compiled = [gradient(*call) for call in calls]
+    assert_close(compiled, expected)
 
 
 def test_anomaly_mode_names_the_call() -> None:

@@ -281,7 +281,7 @@ BITS: dict[str, tuple[str, Change, str]] = {
     "bits on the CPU": (
         "backward_bits",
         lambda a: {"bits": a["bits"].cpu()},
-        r"uint8 tensor on cuda:0 of shape \[2\]",
+        "contiguous uint8 tensor on cuda:0",
     ),
     "strides that leave gaps": (
         "backward_bits",
@@ -305,7 +305,9 @@ def arguments(name: str) -> dict[str, Any]:
         "on_output": False,
         "coefficients": [0.5, 0.25],
         "bits": x.new_empty(2, dtype=torch.uint8),
+        "sizes": [3, 4],
         "strides": [4, 1],
+        "dtype": torch.float32,
         "with_bits": True,
     }
     if "bits" in name or name == "forward_":

@@ -168,25 +168,46 @@ def test_transforms() -> None:
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiled(backend: str) -> None:
-    def f(x: Tensor) -> ActRegOutput:
-        return act_reg_(linear(x), "relu", l1=0.5, p=0.3, seed=1)
+@pytest.mark.parametrize("name", ["relu", "gelu"])
+def test_compiled(backend: str, name: str) -> None:
+    """Where backward needs the input too."""
+
+    def f(x: Tensor, operator: Any = act_reg_) -> ActRegOutput:
+        return operator(linear(x), name, l1=0.5, p=0.3, seed=1)
 
     x = torch.randn(64, requires_grad=True)
     compiled = torch.compile(f, backend=backend, fullgraph=True)
     results = []
-    for call in (compiled, f):
-        output, penalty = call(x)
+    for output, penalty in (compiled(x), f(x, act_reg)):
         results.append((output, penalty, *torch.autograd.grad(output.sum() + penalty, x)))
     assert_close(*results)
 
 
-def test_opcheck() -> None:
+@pytest.mark.parametrize("p", [0.0, 0.5])
+@pytest.mark.parametrize("with_bits", [False, True])
+def test_opcheck(with_bits: bool, p: float) -> None:
     pytest.importorskip("expecttest", reason="torch.library.opcheck needs expecttest")
-    op = torch.ops.actreg.forward_.default
-    for with_bits in (False, True):
-        x = torch.randn(3, 5)
-        torch.library.opcheck(op, (x, None, "relu", [], 0.0, False, [0.5, 0.0], with_bits))
+    x, state = torch.randn(3, 5), torch.tensor([1, 2])
+    arguments = (state, "relu", [], p, False, [0.5, 0.0], with_bits)
+    torch.library.opcheck(torch.ops.actreg.forward_.default, (x, *arguments))
+
+
+def test_a_negative_view() -> None:
+    x = torch.complex(torch.randn(8), torch.randn(8)).conj().imag
+    assert x.is_neg()
+    expected = act_reg(x, "relu", l1=0.5)
+    assert_close(act_reg_(x, "relu", l1=0.5), expected)
+    assert_close(x.resolve_neg(), expected.output)
+
+
+@pytest.mark.parametrize("refused", ["leaf", "overlapping"])
+def test_the_generator_does_not_move_for_nothing(refused: str) -> None:
+    leaf = torch.randn(8, requires_grad=True)
+    x = leaf if refused == "leaf" else torch.ones(1).expand(3)
+    state = torch.get_rng_state()
+    with pytest.raises(RuntimeError):
+        act_reg_(x, "relu", p=0.5)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_no_memory_is_allocated() -> None:

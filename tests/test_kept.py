@@ -171,14 +171,40 @@ def test_the_second_derivative_is_there_and_0(seed: int | None) -> None:
     assert torch.equal(of_x, torch.zeros(8))
 
 
-def test_what_is_not_kept_may_be_modified() -> None:
-    for changed in ("input", "output"):
-        x = torch.randn(64, requires_grad=True) * 1
-        kept = {"input": x.clone()}
-        y = act_reg(x, "relu", p=0.5, seed=1).output
-        (x if changed == "input" else y).add_(1)  # as `out += identity` in a residual block
-        (dx,) = torch.autograd.grad(y.sum(), x if changed == "output" else y)
-        assert dx.isfinite().all() and kept
+@pytest.mark.parametrize("changed", ["input", "output"])
+def test_what_is_not_kept_may_be_modified(changed: str) -> None:
+    """As by `out += identity` in a residual block."""
+    leaf = torch.randn(64, requires_grad=True)
+    gradients = []
+    for change in (0.0, 1.0):
+        x = leaf * 1
+        y, penalty = act_reg(x, "relu", l1=0.5, p=0.5, seed=1)
+        (x if changed == "input" else y).add_(change)
+        gradients.append(torch.autograd.grad(y.sum() + penalty, leaf)[0])
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("name", ["relu", "relu6", "threshold", "hardtanh", "hardsigmoid"])
+def test_a_nan_counts_as_positive(name: str) -> None:
+    """The one place where bits and L1 differ from the input."""
+    parameters = {"threshold": {"threshold": 0.5, "value": 0.0}, "hardtanh": POSITIVE}.get(name, {})
+    x = torch.tensor([torch.nan, 1.0], requires_grad=True)
+    y, penalty = act_reg(x, name, l1=0.5, reduction="sum", **parameters)
+    assert y[0].isnan() and penalty.isnan()
+    (dx,) = torch.autograd.grad([y, penalty], x, [torch.ones(2), torch.ones(())])
+    slope = 1 / 6 if name == "hardsigmoid" else 1.0
+    expected = 0.0 if name == "hardsigmoid" else 1.5 * slope
+    assert_close(dx, torch.tensor([expected, 1.5 * slope]))
+
+
+def test_hooks_may_return_other_strides() -> None:
+    x = torch.randn(64, requires_grad=True)
+    gradients = []
+    for unpack in (lambda t: t, lambda t: torch.stack([t, t], -1)[..., 0]):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+            y, penalty = act_reg(x, "relu", l1=0.5, p=0.5, seed=1)
+        gradients.append(torch.autograd.grad(y.sum() + penalty, x)[0])
+    assert torch.equal(*gradients)
 
 
 def test_modification_of_a_kept_output_is_noticed() -> None:
@@ -219,7 +245,9 @@ def backward_bits(**changed: Any) -> Tensor:
         "dpenalty": None,
         "bits": torch.full((2,), 255, dtype=torch.uint8),
         "rng_state": None,
+        "sizes": [3, 5],
         "strides": [5, 1],
+        "dtype": torch.float32,
         "activation": "relu",
         "parameters": [],
         "p": 0.0,
@@ -238,12 +266,14 @@ def backward_bits(**changed: Any) -> Tensor:
         ({"bits": None}, "there are no bits"),
         (
             {"bits": lambda: torch.zeros(1, dtype=torch.uint8)},
-            r"contiguous uint8 tensor on .* of shape \[2\]",
+            r"bits of shape \[3, 5\] have shape \[2\], but got \[1\]",
         ),
         ({"bits": lambda: torch.zeros(2, dtype=torch.int8)}, "contiguous uint8 tensor"),
         ({"bits": lambda: torch.zeros(4, dtype=torch.uint8)[::2]}, "contiguous uint8 tensor"),
         ({"strides": [1, 1]}, r"strides \[1, 1\] do not make shape \[3, 5\] dense"),
         ({"strides": [1]}, "do not make shape"),
+        ({"sizes": [3, 4], "strides": [4, 1]}, r"dy has shape \[3, 5\], but input has .* \[3, 4\]"),
+        ({"dy": None}, "needs dy or dpenalty"),
         ({"strides": [10, 2]}, "do not make shape"),
         ({"dpenalty": lambda: torch.ones(2)}, "dpenalty is a scalar"),
         ({"p": 0.5, "coefficients": [1.0, 0.0]}, "dropout needs rng_state"),

@@ -6,8 +6,10 @@
 //   the gradient of a dropped element is 0 its bit is off, and backward draws no mask. A slope of
 //   one value needs nothing.
 // - if the output has the slope and the value that x has: the next layer keeps it anyway.
-// Nothing is lost by either. (tanh, sigmoid and elu have slopes that are functions of y too, but
-// from a rounded y they would have fewer digits.)
+// Nothing is lost by either, but at a NaN: there sign(a) is 0, and with bits it counts as positive.
+// (tanh, sigmoid and elu have slopes that are functions of y too, but from a rounded y they would
+// have fewer digits. A penalty on the output is on what is stored as y: its gradient may be of
+// that.)
 #pragma once
 
 #include <type_traits>

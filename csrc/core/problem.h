@@ -39,6 +39,8 @@ struct Task {
   Penalty penalty;
 
   ACTREG_HD bool drops() const { return dropout.threshold != kKeepAll; }
+  // Whether backward_bits needs the mask, because it is not in the bits.
+  ACTREG_HD bool draws_again() const { return drops() && marked == kKeepAll; }
 };
 
 struct Problem : Task {

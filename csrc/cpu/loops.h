@@ -52,6 +52,22 @@ ACTREG_HD void for_each_vector(int64_t count, Step step) {
   for (; j < count; j += V::kLanes) step(j, 0, First{std::min<int64_t>(count - j, V::kLanes)});
 }
 
+// Leaves the bits of a block. A pass of its own over what the cache has: within the loop of forward
+// the sums would no longer fit into the registers.
+template <bool kDrops, class E, class Act>
+ACTREG_OUT_OF_LINE void mark(const Act act, const Problem& problem, int64_t i, int64_t count,
+                             const uint16_t* random) {
+  using V = typename NumberOf<E>::type;
+  using S = typename Plain<V>::Scalar;
+  const E* x = static_cast<const E*>(problem.x) + i;
+  const uint32_t marked = problem.marked;
+  for_each_vector<Plain<V>>(count, [&](int64_t j, int, auto extent) {
+    auto on = is_on(act, load(x + j, extent));
+    if constexpr (kDrops) on = on & (load_random_bits<S>(random + j) < marked);
+    store_lane_bits(problem.bits, i + j, on, extent);
+  });
+}
+
 template <bool kDrops, class E, class Act>
 ACTREG_OUT_OF_LINE PenaltySums<double> forward_loop(const Act act, const Problem& problem,
                                                     int64_t begin, int64_t end) {
@@ -59,7 +75,6 @@ ACTREG_OUT_OF_LINE PenaltySums<double> forward_loop(const Act act, const Problem
   using S = typename Plain<V>::Scalar;
   const Dropout dropout = problem.dropout;
   const uint32_t counted = problem.counted;
-  [[maybe_unused]] const uint32_t marked = problem.marked;
   const V s(kDrops ? dropout.scale : 1);
   alignas(64) uint16_t random[kBlock];
   PenaltySums<double> total{0, 0};
@@ -70,16 +85,12 @@ ACTREG_OUT_OF_LINE PenaltySums<double> forward_loop(const Act act, const Problem
     for (auto& partial : sums) partial = {V(0), V(0)};
     const int64_t count = std::min(kBlock, end - i);
     if constexpr (kDrops) draw(dropout, i, count, random);
+    if constexpr (kHasTwoSlopes<Act>) {
+      if (problem.bits) mark<kDrops, E>(act, problem, i, count, random);
+    }
     for_each_vector<Plain<V>>(count, [&](int64_t j, int u, auto extent) {
       const auto valid = lanes_of<S>(extent);
       const V in = load(x + j, extent);
-      if constexpr (kHasTwoSlopes<Act>) {
-        if (problem.bits) {
-          auto on = is_on(act, in);
-          if constexpr (kDrops) on = on & (load_random_bits<S>(random + j) < marked);
-          store_lane_bits(problem.bits, i + j, on, extent);
-        }
-      }
       if constexpr (kDrops) {
         const auto r = load_random_bits<S>(random + j);
         store(y + j, forward(act, in, r < dropout.threshold, (r < counted) & valid, s, sums[u]),
@@ -195,7 +206,7 @@ ACTREG_FLATTEN void backward_bits(const Problem& problem, const TwoSlopes& slope
   visit(
       [&](auto element) {
         using E = typename decltype(element)::type;
-        if (problem.drops() && problem.marked == kKeepAll) {
+        if (problem.draws_again()) {
           backward_bits_loop<true, E>(problem, slopes, begin, end);
         } else {
           backward_bits_loop<false, E>(problem, slopes, begin, end);

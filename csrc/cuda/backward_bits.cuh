@@ -71,8 +71,7 @@ template <class E>
 cudaError_t backward_bits_of(const Problem& problem, const TwoSlopes& slopes, const Launch& launch,
                              const RandomState& random, const void* dpenalty, bool dy_is_scalar) {
   const bool is_aligned = are_aligned({problem.out, dy_is_scalar ? nullptr : problem.dy});
-  const bool draws = problem.drops() && problem.marked == kKeepAll;
-  return run(draws ? backward_bits_kernel<true, E> : backward_bits_kernel<false, E>,
+  return run(problem.draws_again() ? backward_bits_kernel<true, E> : backward_bits_kernel<false, E>,
              tiles_of<E>(launch.n), launch, slopes, static_cast<const Task&>(problem), launch.n,
              is_aligned, random, static_cast<const typename NumberOf<E>::Sum*>(dpenalty),
              dy_is_scalar);

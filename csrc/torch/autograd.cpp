@@ -62,8 +62,8 @@ void set_history(const Tensor& x, Results& results, const Attributes& a, const P
   };
   if (state.kept == Kept::kBits || state.kept == Kept::kNothing) {
     const Two kept{state.kept == Kept::kBits ? results.bits : Tensor(),
-                   draws_again(problem) ? results.rng_state : Tensor()};
-    hang(make_node<ActRegBitsBackward>(std::move(edges), a, kept, strides_of(x)));
+                   problem.draws_again() ? results.rng_state : Tensor()};
+    hang(make_node<ActRegBitsBackward>(std::move(edges), a, kept, Shape(x)));
   } else if (state.kept == Kept::kOutput) {
     auto node = make_node<ActRegBackward>(std::move(edges), a, Two{Tensor(), results.rng_state});
     hang(node);

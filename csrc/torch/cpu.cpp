@@ -68,9 +68,9 @@ int64_t draw_seed() {
 }
 
 // {seed, offset} where there is dropout, once they are known to be there.
-void read_rng_state(Problem& problem, const OptionalTensor& rng_state, const Tensor& x) {
+void read_rng_state(Problem& problem, const OptionalTensor& rng_state) {
   if (!problem.drops()) return;
-  check_rng_state(rng_state, x);
+  check_rng_state(rng_state, at::kCPU);
   const int64_t* state = rng_state->const_data_ptr<int64_t>();
   problem.dropout.seed = static_cast<uint64_t>(state[0]);
   problem.dropout.offset = static_cast<uint64_t>(state[1]);
@@ -98,7 +98,7 @@ Results run_forward(Problem& problem, const Tensor& input, const Attributes& att
   problem.x = x.const_data_ptr();
   problem.out = y.mutable_data_ptr();
   if (with_bits) {
-    bits = at::detail::empty_cpu({bytes_of_bits(x)}, at::kByte);
+    bits = at::detail::empty_cpu({bytes_of_bits(x.numel())}, at::kByte);
     problem.bits = bits.mutable_data_ptr<uint8_t>();
   }
   const int64_t n = x.numel();
@@ -119,7 +119,7 @@ Results run_forward(Problem& problem, const Tensor& input, const Attributes& att
 Results run_given(const Tensor& x, const OptionalTensor& rng_state, const Attributes& attributes,
                   bool with_bits, const Tensor& into = Tensor()) {
   Problem problem = make_problem(x, attributes);
-  read_rng_state(problem, rng_state, x);
+  read_rng_state(problem, rng_state);
   return run_forward(problem, x, attributes, with_bits, into);
 }
 std::pair<Results, Tensor> run_random(const Tensor& x, const Attributes& attributes,
@@ -129,7 +129,7 @@ std::pair<Results, Tensor> run_random(const Tensor& x, const Attributes& attribu
   int64_t* state = rng_state.mutable_data_ptr<int64_t>();
   state[0] = draw_seed();
   state[1] = 0;
-  read_rng_state(problem, rng_state, x);
+  read_rng_state(problem, rng_state);
   return {run_forward(problem, x, attributes, with_bits), std::move(rng_state)};
 }
 
@@ -169,7 +169,7 @@ Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTenso
                     const Tensor& input, const OptionalTensor& rng_state,
                     const Attributes& attributes) {
   Problem problem = backward_problem(dy, dpenalty, input, attributes);
-  read_rng_state(problem, rng_state, input);
+  read_rng_state(problem, rng_state);
   read_gradient(problem, dpenalty);
   const Tensor x = dense(input), gradient = with_layout_of(x, dy);
   Tensor dx = new_dense(x.sizes(), x.strides(), x.scalar_type());
@@ -186,24 +186,22 @@ Tensor backward_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, co
   return run_backward(cpu_kernels().backward, dy, dpenalty, x, rng_state, {ACTREG_ATTRIBUTE_NAMES});
 }
 
-Tensor backward_bits_cpu(const Tensor& dy, const OptionalTensor& dpenalty,
+Tensor backward_bits_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty,
                          const OptionalTensor& bits, const OptionalTensor& rng_state,
-                         at::IntArrayRef strides, ACTREG_ATTRIBUTES) {
-  auto [problem, state] =
-      backward_bits_problem(dy, dpenalty, bits, rng_state, strides, {ACTREG_ATTRIBUTE_NAMES});
-  if (draws_again(problem)) read_rng_state(problem, rng_state, dy);
+                         at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype,
+                         ACTREG_ATTRIBUTES) {
+  BitsProblem made = bits_problem_of_shapes(dy, dpenalty, bits, rng_state, sizes, strides, dtype,
+                                            {ACTREG_ATTRIBUTE_NAMES});
+  Problem& problem = made.problem;
+  if (problem.draws_again()) read_rng_state(problem, rng_state);
   read_gradient(problem, dpenalty);
-  Tensor dx = new_dense(dy.sizes(), strides, dy.scalar_type());
+  Tensor dx = new_dense(sizes, strides, dtype);
   const Tensor gradient = with_layout_of(dx, dy);
-  if (bits && bits->defined()) {  // which are only read here
-    problem.bits = const_cast<uint8_t*>(bits->const_data_ptr<uint8_t>());
-  }
   problem.dy = gradient.const_data_ptr();
   problem.out = dx.mutable_data_ptr();
-  for_each_chunk(dy.numel(), draws_again(problem),
-                 [&, &problem = problem, &state = state](int64_t, int64_t begin, int64_t end) {
-                   cpu_kernels().backward_bits(problem, state.slopes, begin, end);
-                 });
+  for_each_chunk(dx.numel(), problem.draws_again(), [&](int64_t, int64_t begin, int64_t end) {
+    cpu_kernels().backward_bits(problem, made.slopes, begin, end);
+  });
   return dx;
 }
 

@@ -19,8 +19,8 @@ constexpr uintptr_t kFresh = uintptr_t{32} << 20;
 // The first write to each fresh page of 4 kB is a fault, and these are 80 to 90 % of the time of a
 // call on such a tensor. Pages of 2 MB, where the system grants them, are 500 times as few: forward
 // takes 0.3 to 0.4, backward 0.4 to 0.7 of the time (2^23 to 2^26 elements; docs/performance.md).
-// It is a hint and no more, and all of the memory is written, so that none is wasted. Smaller
-// blocks are used again by malloc, so that their pages are there.
+// It is a hint, which stays with the block until the system has it back, and all of the memory is
+// written, so that none is wasted. Smaller blocks are used again by malloc: their pages are there.
 void prefer_huge_pages([[maybe_unused]] const at::Tensor& fresh) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHuge = uintptr_t{2} << 20;

@@ -86,7 +86,7 @@ Results run_forward(Problem& problem, const Tensor& input, const Attributes& att
   Tensor y = into.defined() ? into : with_layout(x), bits,
          penalty = empty(penalty_shape(attributes), accumulation_type(x), x);
   if (with_bits) {
-    bits = empty({bytes_of_bits(x)}, at::kByte, x);
+    bits = empty({bytes_of_bits(x.numel())}, at::kByte, x);
     problem.bits = bits.mutable_data_ptr<uint8_t>();
   }
   cuda::Workspace* workspace = workspace_of(x.device().index(), stream);
@@ -100,7 +100,7 @@ Results run_forward(Problem& problem, const Tensor& input, const Attributes& att
 Results run_given(const Tensor& x, const OptionalTensor& rng_state, const Attributes& attributes,
                   bool with_bits, const Tensor& into = Tensor()) {
   Problem problem = make_problem(x, attributes);
-  if (problem.drops()) check_rng_state(rng_state, x);
+  if (problem.drops()) check_rng_state(rng_state, x.device());
   return run_forward(
       problem, x, attributes, with_bits, [&] { return given(problem, rng_state); }, into);
 }
@@ -154,8 +154,7 @@ bool is_scalar(const OptionalTensor& dy, const Tensor& x) {
   return true;
 }
 
-// Leaves dx, of the strides of `like`, where problem.out says. kernel(launch, dpenalty,
-// dy_is_scalar).
+// Fills dx by kernel(launch, dpenalty, dy_is_scalar).
 template <class Kernel>
 Tensor launch_backward(Problem& problem, const OptionalTensor& dy, const OptionalTensor& dpenalty,
                        const Tensor& dx, Kernel kernel) {
@@ -176,7 +175,7 @@ Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTenso
                     const Tensor& input, const OptionalTensor& rng_state,
                     const Attributes& attributes) {
   Problem problem = backward_problem(dy, dpenalty, input, attributes);
-  if (problem.drops()) check_rng_state(rng_state, input);
+  if (problem.drops()) check_rng_state(rng_state, input.device());
   const c10::cuda::CUDAGuard guard(input.device());
   const Tensor x = dense(input);
   problem.x = x.const_data_ptr();
@@ -187,25 +186,20 @@ Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTenso
                          });
 }
 
-Tensor backward_bits_cuda(const Tensor& dy, const OptionalTensor& dpenalty,
+Tensor backward_bits_cuda(const OptionalTensor& dy, const OptionalTensor& dpenalty,
                           const OptionalTensor& bits, const OptionalTensor& rng_state,
-                          at::IntArrayRef strides, ACTREG_ATTRIBUTES) {
-  auto [checked, state] =
-      backward_bits_problem(dy, dpenalty, bits, rng_state, strides, {ACTREG_ATTRIBUTE_NAMES});
-  Problem problem = checked;
-  const TwoSlopes slopes = state.slopes;
-  const c10::cuda::CUDAGuard guard(dy.device());
-  if (bits && bits->defined()) {  // which are only read here
-    problem.bits = const_cast<uint8_t*>(bits->const_data_ptr<uint8_t>());
-  }
-  const cuda::RandomState random =
-      draws_again(problem) ? given(problem, rng_state) : cuda::RandomState{};
-  const Tensor dx =
-      at::detail::empty_strided_cuda(dy.sizes(), strides, dy.scalar_type(), dy.device());
-  return launch_backward(problem, dy, dpenalty, dx,
+                          at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype,
+                          ACTREG_ATTRIBUTES) {
+  BitsProblem made = bits_problem_of_shapes(dy, dpenalty, bits, rng_state, sizes, strides, dtype,
+                                            {ACTREG_ATTRIBUTE_NAMES});
+  const c10::cuda::CUDAGuard guard(made.dx.device());
+  cuda::RandomState random;
+  if (made.problem.draws_again()) random = given(made.problem, rng_state);
+  const Tensor dx = at::detail::empty_strided_cuda(sizes, strides, dtype, made.dx.device());
+  return launch_backward(made.problem, dy, dpenalty, dx,
                          [&](const cuda::Launch& grid, const void* slope, bool dy_is_scalar) {
-                           return cuda::backward_bits(problem, slopes, grid, random, slope,
-                                                      dy_is_scalar);
+                           return cuda::backward_bits(made.problem, made.slopes, grid, random,
+                                                      slope, dy_is_scalar);
                          });
 }
 

@@ -1,9 +1,13 @@
 // The Python module: the eager door, and what the build knows about itself. Layer: torch.
+#include <ATen/Functions.h>
+#include <ATen/MemoryOverlap.h>
 #include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
 #include <cmath>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,11 +37,23 @@ std::pair<Tensor, Tensor> act_reg(const Tensor& x, const OptionalTensor& rng_sta
   return {std::move(y), std::move(penalty)};
 }
 
+// As reference.py's draw.
+Tensor draw(const Tensor& x) {
+  using Limits = std::numeric_limits<int64_t>;
+  const auto options = at::TensorOptions(x.device()).dtype(at::kLong);
+  return at::constant_pad_nd(at::randint(Limits::min(), Limits::max(), {1}, options), {0, 1});
+}
+
 // The same into x; returns the penalty.
-Tensor act_reg_in_place(const Tensor& x, const OptionalTensor& rng_state,
-                        c10::string_view activation, const std::vector<double>& parameters,
-                        double p, bool on_output, double l1, double l2) {
+Tensor act_reg_in_place(const Tensor& x, OptionalTensor rng_state, c10::string_view activation,
+                        const std::vector<double>& parameters, double p, bool on_output, double l1,
+                        double l2) {
   const double coefficients[] = {l1, l2};
+  if (p > 0 && !rng_state) {  // after the checks: the generator does not move for nothing
+    torch::autograd::check_inplace(x, torch::autograd::compute_requires_grad(x));
+    at::assert_no_internal_overlap(x);
+    rng_state = draw(x);
+  }
   auto [penalty, bits] = forward_in_place_operator().call(x, rng_state, activation, parameters, p,
                                                           on_output, coefficients, false);
   return penalty;

@@ -97,6 +97,10 @@ inline OptionalTensor primal(const OptionalTensor& tensor) {
   return tensor && torch::autograd::isFwGradDefined(*tensor) ? tensor->_fw_primal(0) : tensor;
 }
 inline Tensor tensor_or_none(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
+// What a hook on saved tensors gave back: values, of any strides.
+inline OptionalTensor contiguous(const Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor.contiguous()) : std::nullopt;
+}
 inline Tensor plus(const Tensor& a, const Tensor& b) {
   return !a.defined() ? b : !b.defined() ? a : a + b;
 }
@@ -185,7 +189,7 @@ struct ActRegBackward final : public ActRegNode<2> {  // saved: x (or the output
   // it is kept, and backward, which multiplies a by s^2 for the penalty on it, needs one s less.
   void keep_output(const Tensor& output, double s) {
     keeps_output = true;
-    saved[0] = SavedVariable(output, true, output.is_view());
+    saved[0] = SavedVariable(output, true);
     strides = Strides(output);
     if (attributes.coefficients) (*attributes.coefficients)[1] /= s;
   }
@@ -216,7 +220,7 @@ struct ActRegBackwardBackward final : public ActRegNode<4> {  // saved: dy, dpen
     if (!v.defined()) return {Tensor(), Tensor(), Tensor()};
     const auto dy = optional(saved[0].unpack()), dpenalty = optional(saved[1].unpack());
     const Tensor x = strides.restored(saved[2].unpack());
-    const auto rng_state = optional(saved[3].unpack());
+    const auto rng_state = contiguous(saved[3].unpack());
     const Attributes a = attributes.view();
     variable_list result(3);
     if (dy && task_should_compute_output(0)) {

@@ -12,7 +12,7 @@
 namespace actreg {
 namespace {
 
-std::optional<Element> element_of(at::ScalarType type) {
+Element element_of(at::ScalarType type) {
   switch (type) {  // the border between torch's enumeration and our list of types
     case at::kFloat:
       return ElementType<float>{};
@@ -23,14 +23,12 @@ std::optional<Element> element_of(at::ScalarType type) {
     case at::kBFloat16:
       return ElementType<BFloat16>{};
     default:
-      return std::nullopt;
+      TORCH_CHECK_TYPE(false, "actreg: input has dtype ", type,
+                       "; accepted are float32, float64, float16 and bfloat16");
   }
 }
 
-void check_shapes(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                  const Attributes& attributes) {
-  TORCH_CHECK_VALUE(!dy || !dy->defined() || dy->sizes() == x.sizes(), "actreg: dy has shape ",
-                    dy->sizes(), ", but input has shape ", x.sizes());
+void check_dpenalty(const OptionalTensor& dpenalty, const Attributes& attributes) {
   TORCH_CHECK_VALUE(
       !dpenalty || !dpenalty->defined() || dpenalty->sizes() == penalty_shape(attributes),
       "actreg: dpenalty is a scalar, or two numbers without coefficients; but got "
@@ -68,17 +66,15 @@ Problem problem_of(const Attributes& attributes) {
 }
 
 Problem make_problem(const Tensor& x, const Attributes& attributes) {
-  const auto element = element_of(x.scalar_type());
-  TORCH_CHECK_TYPE(element, "actreg: input has dtype ", x.scalar_type(),
-                   "; accepted are float32, float64, float16 and bfloat16");
+  const Element element = element_of(x.scalar_type());
   TORCH_CHECK_VALUE(x.layout() == at::kStrided, "actreg: input has layout ", x.layout(),
                     "; accepted are strided tensors");
   Problem problem = problem_of(attributes);
-  problem.element = *element;
+  problem.element = element;
   return problem;
 }
 
-void check_rng_state(const OptionalTensor& rng_state, const Tensor& x) {
+void check_rng_state(const OptionalTensor& rng_state, at::Device device) {
   TORCH_CHECK_VALUE(rng_state.has_value() && rng_state->defined(),
                     "actreg: dropout needs rng_state, an int64 tensor {seed, offset}");
   TORCH_CHECK_VALUE(rng_state->scalar_type() == at::kLong && rng_state->dim() == 1 &&
@@ -86,22 +82,24 @@ void check_rng_state(const OptionalTensor& rng_state, const Tensor& x) {
                     "actreg: rng_state is a contiguous int64 tensor {seed, offset} of shape [2], "
                     "but got ",
                     rng_state->scalar_type(), " of shape ", rng_state->sym_sizes());
-  TORCH_CHECK_VALUE(rng_state->device() == x.device(), "actreg: rng_state is on ",
-                    rng_state->device(), " and input on ", x.device());
+  TORCH_CHECK_VALUE(rng_state->device() == device, "actreg: rng_state is on ", rng_state->device(),
+                    " and input on ", device);
 }
 
-void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x) {
+void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, at::Device device) {
   for (const OptionalTensor& tensor : {dy, dpenalty}) {
-    TORCH_CHECK_VALUE(!tensor || !tensor->defined() || tensor->device() == x.device(),
-                      "actreg: a gradient is on ", tensor->device(), " and input on ", x.device());
+    TORCH_CHECK_VALUE(!tensor || !tensor->defined() || tensor->device() == device,
+                      "actreg: a gradient is on ", tensor->device(), " and input on ", device);
   }
 }
 
 Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                          const Attributes& attributes) {
   Problem problem = make_problem(x, attributes);
-  check_devices(dy, dpenalty, x);
-  check_shapes(dy, dpenalty, x, attributes);
+  check_devices(dy, dpenalty, x.device());
+  TORCH_CHECK_VALUE(!dy || !dy->defined() || dy->sizes() == x.sizes(), "actreg: dy has shape ",
+                    dy->sizes(), ", but input has shape ", x.sizes());
+  check_dpenalty(dpenalty, attributes);
   return problem;
 }
 
@@ -114,30 +112,48 @@ State bits_state(Problem& problem, const Attributes& attributes) {
   return state;
 }
 
-std::pair<Problem, State> backward_bits_problem(const Tensor& dy, const OptionalTensor& dpenalty,
-                                                const OptionalTensor& bits,
-                                                const OptionalTensor& rng_state,
-                                                at::IntArrayRef strides,
-                                                const Attributes& attributes) {
-  Problem problem = backward_problem(dy, dpenalty, dy, attributes);
-  const State state = bits_state(problem, attributes);
-  if (draws_again(problem)) check_rng_state(rng_state, dy);
+BitsProblem bits_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty,
+                         const OptionalTensor& bits, const OptionalTensor& rng_state,
+                         at::ScalarType dtype, const Attributes& attributes) {
+  const bool has_dy = dy && dy->defined();
+  TORCH_CHECK_VALUE(has_dy || (dpenalty && dpenalty->defined()),
+                    "actreg: backward_bits needs dy or dpenalty");
+  BitsProblem made;
+  made.problem = problem_of(attributes);
+  made.problem.element = element_of(dtype);
+  made.dx = (has_dy ? dy : dpenalty)->options().dtype(dtype);
+  const State state = bits_state(made.problem, attributes);
+  made.slopes = state.slopes;
+  const at::Device device = made.dx.device();
+  if (made.problem.draws_again()) check_rng_state(rng_state, device);
+  check_devices(dy, dpenalty, device);
   const bool has_bits = bits && bits->defined();
   TORCH_CHECK_VALUE(has_bits || state.kept == Kept::kNothing, "actreg: there are no bits");
-  TORCH_CHECK_VALUE(
-      !has_bits || (bits->scalar_type() == at::kByte && bits->is_contiguous() && bits->dim() == 1 &&
-                    bits->numel() == (dy.numel() + 7) / 8 && bits->device() == dy.device()),
-      "actreg: bits are a contiguous uint8 tensor on ", dy.device(), " of shape [",
-      (dy.numel() + 7) / 8, "]");
+  TORCH_CHECK_VALUE(!has_bits || (bits->scalar_type() == at::kByte && bits->dim() == 1 &&
+                                  bits->is_contiguous() && bits->device() == device),
+                    "actreg: bits are a contiguous uint8 tensor on ", device);
+  return made;
+}
+
+BitsProblem bits_problem_of_shapes(const OptionalTensor& dy, const OptionalTensor& dpenalty,
+                                   const OptionalTensor& bits, const OptionalTensor& rng_state,
+                                   at::IntArrayRef sizes, at::IntArrayRef strides,
+                                   at::ScalarType dtype, const Attributes& attributes) {
+  BitsProblem made = bits_problem(dy, dpenalty, bits, rng_state, dtype, attributes);
+  TORCH_CHECK_VALUE(!dy || !dy->defined() || dy->sizes() == sizes, "actreg: dy has shape ",
+                    dy->sizes(), ", but input has shape ", sizes);
+  check_dpenalty(dpenalty, attributes);
   const bool is_dense =
-      strides == dy.strides()
-          ? dy.is_non_overlapping_and_dense()
-          : static_cast<int64_t>(strides.size()) == dy.dim() &&
-                at::empty_strided(dy.sizes(), strides, dy.options().device(at::kMeta))
-                    .is_non_overlapping_and_dense();
-  TORCH_CHECK_VALUE(is_dense, "actreg: strides ", strides, " do not make shape ", dy.sizes(),
-                    " dense");
-  return {problem, state};
+      sizes.size() == strides.size() &&
+      at::empty_strided(sizes, strides, made.dx.device(at::kMeta)).is_non_overlapping_and_dense();
+  TORCH_CHECK_VALUE(is_dense, "actreg: strides ", strides, " do not make shape ", sizes, " dense");
+  if (bits && bits->defined()) {
+    const int64_t bytes = bytes_of_bits(c10::multiply_integers(sizes));
+    TORCH_CHECK_VALUE(bits->numel() == bytes, "actreg: bits of shape ", sizes, " have shape [",
+                      bytes, "], but got ", bits->sizes());
+    made.problem.bits = const_cast<uint8_t*>(bits->const_data_ptr<uint8_t>());  // only read
+  }
+  return made;
 }
 
 Tensor dense(const Tensor& x) { return x.is_non_overlapping_and_dense() ? x : x.contiguous(); }

@@ -51,9 +51,11 @@ using ForwardRandomBits = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tenso
 // {penalty, bits: none unless asked for}
 using ForwardInPlace = std::tuple<Tensor, Tensor>(const Tensor& x, const OptionalTensor& rng_state,
                                                   ACTREG_ATTRIBUTES, bool with_bits);
-using BackwardBits = Tensor(const Tensor& dy, const OptionalTensor& dpenalty,
+// dx has these sizes and strides and this type, which are x's; one of the gradients may miss.
+using BackwardBits = Tensor(const OptionalTensor& dy, const OptionalTensor& dpenalty,
                             const OptionalTensor& bits, const OptionalTensor& rng_state,
-                            c10::SymIntArrayRef strides, ACTREG_ATTRIBUTES);
+                            c10::SymIntArrayRef sizes, c10::SymIntArrayRef strides,
+                            at::ScalarType dtype, ACTREG_ATTRIBUTES);
 
 // The problem without its tensors and their type, seed and gradients. Throws unless the activation
 // is one, with its parameters, and the numbers are in their ranges.
@@ -62,8 +64,8 @@ Problem problem_of(const Attributes& attributes);
 // arguments: dtype, layout, ranges, the activation with its parameters.
 Problem make_problem(const Tensor& x, const Attributes& attributes);
 // Throws unless it is int64 {seed, offset} on x's device. Reads no data.
-void check_rng_state(const OptionalTensor& rng_state, const Tensor& x);
-void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x);
+void check_rng_state(const OptionalTensor& rng_state, at::Device device);
+void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, at::Device device);
 // The same for backward and curvature. Throws also unless dy and dpenalty have their shapes and are
 // on x's device.
 Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
@@ -71,22 +73,30 @@ Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalt
 
 // For the operators with bits. Throws also unless backward needs no more than these.
 State bits_state(Problem& problem, const Attributes& attributes);
-// Whether backward_bits has to draw the mask again.
-inline bool draws_again(const Problem& problem) {
-  return problem.drops() && problem.marked == kKeepAll;
-}
-// The same as backward_problem, for backward_bits, which gives dx the strides of x.
-std::pair<Problem, State> backward_bits_problem(const Tensor& dy, const OptionalTensor& dpenalty,
-                                                const OptionalTensor& bits,
-                                                const OptionalTensor& rng_state,
-                                                at::IntArrayRef strides,
-                                                const Attributes& attributes);
+// What backward_bits computes, into dx; made and checked.
+struct BitsProblem {
+  Problem problem;
+  TwoSlopes slopes;
+  at::TensorOptions dx;
+};
+BitsProblem bits_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty,
+                         const OptionalTensor& bits, const OptionalTensor& rng_state,
+                         at::ScalarType dtype, const Attributes& attributes);
+// Throws also unless shapes and bits fit together, and dx is dense. Leaves the bits' address.
+BitsProblem bits_problem_of_shapes(const OptionalTensor& dy, const OptionalTensor& dpenalty,
+                                   const OptionalTensor& bits, const OptionalTensor& rng_state,
+                                   at::IntArrayRef sizes, at::IntArrayRef strides,
+                                   at::ScalarType dtype, const Attributes& attributes);
 
 // x itself if its elements fill a block of memory, in whatever order; else a contiguous copy.
 Tensor dense(const Tensor& x);
 // x itself if kernels can write where they read, nothing if not. Throws if x overlaps itself.
 Tensor writable(const Tensor& x);
-inline int64_t bytes_of_bits(const Tensor& x) { return (x.numel() + 7) / 8; }
+// Of a bit for each element.
+template <class Integer>
+Integer bytes_of_bits(Integer elements) {
+  return (elements + 7) / 8;
+}
 // A tensor of x's layout holding dy (itself if it has that layout already), zeros for no dy.
 Tensor with_layout_of(const Tensor& x, const OptionalTensor& dy);
 

@@ -17,7 +17,7 @@ Tensor like(const Tensor& x) {
 std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const OptionalTensor& rng_state,
                                         ACTREG_ATTRIBUTES) {
   const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  if (make_problem(x, attributes).drops()) check_rng_state(rng_state, x);
+  if (make_problem(x, attributes).drops()) check_rng_state(rng_state, x.device());
   return {like(x), at::empty(penalty_shape(attributes), x.options().dtype(accumulation_type(x)))};
 }
 
@@ -27,25 +27,35 @@ std::tuple<Tensor, Tensor, Tensor> forward_random_meta(const Tensor& x, ACTREG_A
   return {y, penalty, rng_state};
 }
 
+void check_bits(ACTREG_ATTRIBUTES) {
+  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
+  Problem problem = problem_of(attributes);
+  bits_state(problem, attributes);
+}
+
 Tensor bits_meta(const Tensor& x) {
-  return at::empty_symint({(x.sym_numel() + 7) / 8}, x.options().dtype(at::kByte));
+  return at::empty_symint({bytes_of_bits(x.sym_numel())}, x.options().dtype(at::kByte));
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward_bits_meta(const Tensor& x,
                                                      const OptionalTensor& rng_state,
                                                      ACTREG_ATTRIBUTES) {
+  check_bits(ACTREG_ATTRIBUTE_NAMES);
   auto [y, penalty] = forward_meta(x, rng_state, ACTREG_ATTRIBUTE_NAMES);
   return {y, penalty, bits_meta(x)};
 }
 
 std::tuple<Tensor, Tensor> forward_in_place_meta(const Tensor& x, const OptionalTensor& rng_state,
                                                  ACTREG_ATTRIBUTES, bool with_bits) {
+  if (with_bits) check_bits(ACTREG_ATTRIBUTE_NAMES);
+  writable(x);
   auto [y, penalty] = forward_meta(x, rng_state, ACTREG_ATTRIBUTE_NAMES);
   return {penalty, with_bits ? bits_meta(x) : at::empty({0}, x.options().dtype(at::kByte))};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_meta(const Tensor& x,
                                                                     ACTREG_ATTRIBUTES) {
+  check_bits(ACTREG_ATTRIBUTE_NAMES);
   auto [y, penalty, rng_state] = forward_random_meta(x, ACTREG_ATTRIBUTE_NAMES);
   return {y, penalty, rng_state, bits_meta(x)};
 }
@@ -53,20 +63,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_meta(const Tensor
 Tensor backward_meta(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                      const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
   const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  if (make_problem(x, attributes).drops()) check_rng_state(rng_state, x);
-  check_devices(dy, dpenalty, x);  // but no shapes: compiled autograd traces with made-up ones
+  if (make_problem(x, attributes).drops()) check_rng_state(rng_state, x.device());
+  check_devices(dy, dpenalty,
+                x.device());  // but no shapes: compiled autograd traces with made-up ones
   return like(x);
 }
 
-Tensor backward_bits_meta(const Tensor& dy, const OptionalTensor& dpenalty, const OptionalTensor&,
-                          const OptionalTensor& rng_state, c10::SymIntArrayRef strides,
-                          ACTREG_ATTRIBUTES) {
-  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  Problem problem = make_problem(dy, attributes);
-  bits_state(problem, attributes);
-  if (draws_again(problem)) check_rng_state(rng_state, dy);
-  check_devices(dy, dpenalty, dy);
-  return at::empty_strided_symint(dy.sym_sizes(), strides, dy.options());
+Tensor backward_bits_meta(const OptionalTensor& dy, const OptionalTensor& dpenalty,
+                          const OptionalTensor& bits, const OptionalTensor& rng_state,
+                          c10::SymIntArrayRef sizes, c10::SymIntArrayRef strides,
+                          at::ScalarType dtype, ACTREG_ATTRIBUTES) {
+  const auto made = bits_problem(dy, dpenalty, bits, rng_state, dtype, {ACTREG_ATTRIBUTE_NAMES});
+  return at::empty_strided_symint(sizes, strides, made.dx);
 }
 
 }  // namespace
@@ -99,8 +107,8 @@ TORCH_LIBRARY(actreg, m) {
         ", bool with_bits) -> (Tensor penalty, Tensor bits)",
         pure);
   m.def(
-      "backward_bits(Tensor dy, Tensor? dpenalty, Tensor? bits, Tensor? rng_state, "
-      "SymInt[] strides, " ATTRIBUTES ") -> Tensor",
+      "backward_bits(Tensor? dy, Tensor? dpenalty, Tensor? bits, Tensor? rng_state, "
+      "SymInt[] sizes, SymInt[] strides, ScalarType dtype, " ATTRIBUTES ") -> Tensor",
       pure);
   // d(dx)/dx of backward, element by element.
   m.def("curvature(Tensor? dy, Tensor? dpenalty, Tensor x, Tensor? rng_state, " ATTRIBUTES
