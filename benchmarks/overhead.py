@@ -35,9 +35,9 @@ PARTS = {
     "pybind11's conversions": r"pybind11|argument_loader",
     "actreg_ext's C++: checks, results, the node": r"actreg",
     "malloc and free": r"malloc|free|memalign|operator (new|delete)|alloc_cpu",
-    "Python's interpreter": r"python3?(\.\d+)?\b|Python|Objects/",
     "locks and thread-local variables": r"pthread|tls_get_addr|_gil",
-    "PyTorch: tensors, dispatcher, autograd": r"torch|c10|at::",
+    "PyTorch: tensors, dispatcher, autograd": r"torch/lib|c10::|at::",
+    "Python's interpreter": r"[Pp]ython",
 }
 TEXT = """\
 ## Where the time of a small call goes
