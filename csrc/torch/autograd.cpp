@@ -149,8 +149,8 @@ std::tuple<Tensor, Tensor> forward_in_place_autograd(c10::DispatchKeySet keys, c
   }
   Results results{x, Tensor(), tensor_or_none(rng_state), Tensor()};
   {
-    const at::AutoDispatchBelowAutograd
-        below;  // not below the view tracking, which counts versions
+    // Not below the tracking of views, which counts the versions.
+    const at::AutoDispatchBelowAutograd below;
     std::tie(results.penalty, results.bits) = forward_in_place_operator().redispatch(
         keys & c10::after_autograd_keyset, x, rng_state, ACTREG_ATTRIBUTE_NAMES,
         with_bits || state.kept == Kept::kBits);
