@@ -197,6 +197,7 @@ Tensor backward_bits_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalt
   read_gradient(problem, dpenalty);
   Tensor dx = new_dense(sizes, strides, dtype);
   const Tensor gradient = with_layout_of(dx, dy);
+  problem.bits = address_of(bits);
   problem.dy = gradient.const_data_ptr();
   problem.out = dx.mutable_data_ptr();
   for_each_chunk(dx.numel(), problem.draws_again(), [&](int64_t, int64_t begin, int64_t end) {

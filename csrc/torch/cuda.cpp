@@ -196,6 +196,7 @@ Tensor backward_bits_cuda(const OptionalTensor& dy, const OptionalTensor& dpenal
   cuda::RandomState random;
   if (made.problem.draws_again()) random = given(made.problem, rng_state);
   const Tensor dx = at::detail::empty_strided_cuda(sizes, strides, dtype, made.dx.device());
+  made.problem.bits = address_of(bits);
   return launch_backward(made.problem, dy, dpenalty, dx,
                          [&](const cuda::Launch& grid, const void* slope, bool dy_is_scalar) {
                            return cuda::backward_bits(made.problem, made.slopes, grid, random,

@@ -151,7 +151,6 @@ BitsProblem bits_problem_of_shapes(const OptionalTensor& dy, const OptionalTenso
     const int64_t bytes = bytes_of_bits(c10::multiply_integers(sizes));
     TORCH_CHECK_VALUE(bits->numel() == bytes, "actreg: bits of shape ", sizes, " have shape [",
                       bytes, "], but got ", bits->sizes());
-    made.problem.bits = const_cast<uint8_t*>(bits->const_data_ptr<uint8_t>());  // only read
   }
   return made;
 }

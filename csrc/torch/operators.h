@@ -82,11 +82,17 @@ struct BitsProblem {
 BitsProblem bits_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty,
                          const OptionalTensor& bits, const OptionalTensor& rng_state,
                          at::ScalarType dtype, const Attributes& attributes);
-// Throws also unless shapes and bits fit together, and dx is dense. Leaves the bits' address.
+// Throws also unless shapes and bits fit together, and dx is dense.
 BitsProblem bits_problem_of_shapes(const OptionalTensor& dy, const OptionalTensor& dpenalty,
                                    const OptionalTensor& bits, const OptionalTensor& rng_state,
                                    at::IntArrayRef sizes, at::IntArrayRef strides,
                                    at::ScalarType dtype, const Attributes& attributes);
+
+// For a Task that only reads them; null where there are none.
+inline uint8_t* address_of(const OptionalTensor& bits) {
+  if (!bits || !bits->defined()) return nullptr;
+  return const_cast<uint8_t*>(bits->const_data_ptr<uint8_t>());
+}
 
 // x itself if its elements fill a block of memory, in whatever order; else a contiguous copy.
 Tensor dense(const Tensor& x);
