@@ -182,9 +182,9 @@ def _traced(
     The seed comes from torch.randint and the op is pure: AOTAutograd merges two equal calls of a
     custom random op, which would give two layers one mask, and makes an exception for torch's own.
     The coefficients stay outside the op, where a changing float does not compile again; which of
-    them are 0 does not. Without
-    dropout too the op is faster than what torch.compile makes of the composite: 0.4 to 0.8 of its
-    time for 2^22 elements (python -m benchmarks --places call --sizes 2^22).
+    them are 0 does not. Without dropout too the op is faster than what torch.compile makes of the
+    composite: 0.4 to 0.8 of its time for 2^22 elements
+    (python -m benchmarks --places call --sizes 2^22).
     """
     state = None
     if p > 0:
@@ -282,9 +282,13 @@ def act_reg_(
     l1, l2, p = check(input, l1, l2, p, training, penalty_on, reduction, seed)
     name, parameters = resolve(activation, activation_parameters)
     needs_grad = input.requires_grad and torch.is_grad_enabled()
-    if is_compiling():  # backward may need what is overwritten
-        output, penalty = act_reg(input.clone() if needs_grad else input, activation, **options)
+
+    def through_a_copy(x: Tensor) -> ActRegOutput:
+        output, penalty = act_reg(x, activation, **options)
         return ActRegOutput(input.copy_(output), penalty)
+
+    if is_compiling():  # backward may need what is overwritten
+        return through_a_copy(input.clone() if needs_grad else input)
     if not training:
         p = 0.0
     on_output = penalty_on == "output"
@@ -300,8 +304,7 @@ def act_reg_(
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
     ):
-        output, penalty = act_reg(input, activation, **options)
-        return ActRegOutput(input.copy_(output), penalty)
+        return through_a_copy(input)
     size = denominator(input, reduction)
     state = None if seed is None or p == 0 else rng_state(seed, input.device)
     penalty = _C.forward_(input, state, name, parameters, p, on_output, l1 / size, l2 / size)

@@ -18,6 +18,7 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 SIZES = tuple(2**k for k in range(4, 27))
 PENALTIES = {"both": (0.1, 0.1), "l1": (0.1, 0.0), "l2": (0.0, 0.1), "none": (0.0, 0.0)}
 PLACES = ("call", "mlp", "ffn", "sae", "step", "deep")
+TRAINED = ("step", "deep")  # in whole steps, on data that needs no gradient
 DIRECTIONS = ("forward", "backward", "both", "step")
 REQUIRED = {"threshold": {"threshold": 0.1, "value": 0.0}}  # parameters without defaults
 # For when the time is short, or the place on a page.

@@ -15,7 +15,7 @@ import torch
 import torch._inductor.config
 
 from . import machine
-from .cases import Case, Planned
+from .cases import TRAINED, Case, Planned
 from .correctness import without_dropout
 from .places import graphs_that_stay, inputs, subject
 from .providers import PROVIDERS
@@ -32,7 +32,7 @@ def compile_one(case: Case, name: str, device: str) -> None:
         for variant in variants:
             xs, dy = inputs(variant, device)
             compiled = subject(variant, provider, xs[:1], dy)
-            compiled.runs("step" if variant.place in ("step", "deep") else "both")[0]()
+            compiled.runs("step" if variant.place in TRAINED else "both")[0]()
 
 
 def fill(plan: list[Planned], device: str, advance: Callable[[str], None]) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from actreg_ext import reference
 
-from .cases import Case
+from .cases import TRAINED, Case
 from .places import Subject, block_of, subject
 from .providers import Layer, Provider, coefficients
 
@@ -134,7 +134,7 @@ def _wide(case: Case, has_activation: bool = True) -> Layer:
 
 def without_dropout(case: Case) -> Case:
     """The block that stands for it in the check."""
-    return case._replace(p=0.0, place="mlp" if case.place in ("step", "deep") else case.place)
+    return case._replace(p=0.0, place="mlp" if case.place in TRAINED else case.place)
 
 
 def _is_fair(keep: Tensor, counted: Tensor, share: float) -> bool:

@@ -12,7 +12,7 @@ import torch
 import torch._functorch.config
 from torch import Tensor, nn
 
-from .cases import Case
+from .cases import TRAINED, Case
 from .providers import Layer, Provider
 from .timing import Runs
 
@@ -140,7 +140,7 @@ def inputs(case: Case, device: str) -> tuple[list[Tensor], Tensor]:
         count = max(2, math.ceil(CACHES * cache / (math.prod(shape) * dtype.itemsize)))
         count = min(count, 64)  # of tiny tensors no number leaves the cache
     torch.manual_seed(0)
-    needs = case.place not in ("step", "deep")  # data has no gradient
+    needs = case.place not in TRAINED
     xs = [torch.randn(shape, device=device).to(dtype) for _ in range(count)]
     return [x.requires_grad_(needs) for x in xs], torch.randn(out, device=device).to(dtype)
 

@@ -144,8 +144,11 @@ BitsProblem bits_problem_of_shapes(const OptionalTensor& dy, const OptionalTenso
                     dy->sizes(), ", but input has shape ", sizes);
   check_dpenalty(dpenalty, attributes);
   const bool is_dense =
-      sizes.size() == strides.size() &&
-      at::empty_strided(sizes, strides, made.dx.device(at::kMeta)).is_non_overlapping_and_dense();
+      dy && dy->defined() && dy->strides() == strides  // as almost always: nothing to be made
+          ? dy->is_non_overlapping_and_dense()
+          : sizes.size() == strides.size() &&
+                at::empty_strided(sizes, strides, made.dx.device(at::kMeta))
+                    .is_non_overlapping_and_dense();
   TORCH_CHECK_VALUE(is_dense, "actreg: strides ", strides, " do not make shape ", sizes, " dense");
   if (bits && bits->defined()) {
     const int64_t bytes = bytes_of_bits(c10::multiply_integers(sizes));

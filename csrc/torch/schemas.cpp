@@ -64,8 +64,8 @@ Tensor backward_meta(const OptionalTensor& dy, const OptionalTensor& dpenalty, c
                      const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
   const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
   if (make_problem(x, attributes).drops()) check_rng_state(rng_state, x.device());
-  check_devices(dy, dpenalty,
-                x.device());  // but no shapes: compiled autograd traces with made-up ones
+  // But no shapes: compiled autograd traces with made-up ones.
+  check_devices(dy, dpenalty, x.device());
   return like(x);
 }
 
