@@ -1,10 +1,14 @@
 """The C++ extension module: the registry, and the eager door to the operator."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
+Output = TypeVar("Output", bound=tuple[Tensor, Tensor])
+
 def forward(
+    type: type[Output],
     x: Tensor,
     rng_state: Tensor | None,
     activation: str,
@@ -13,8 +17,11 @@ def forward(
     on_output: bool,
     l1: float,
     l2: float,
-) -> tuple[Tensor, Tensor]:
-    """Return (output, penalty); l1 and l2 come divided by D, rng_state None and p > 0 draws."""
+) -> Output:
+    """Return `type` of (output, penalty), a named tuple; l1 and l2 come divided by D.
+
+    With p > 0 and no rng_state it draws one.
+    """
 
 def forward_(
     x: Tensor,

@@ -25,7 +25,6 @@ _DEVICES = {"cpu", "meta"} | ({"cuda"} if _C.build_info()["cuda"] else set())
 _warned: set[str] = set()
 # Names without a dot: each look-up counts in a call of one microsecond.
 _forward = _C.forward
-_new = tuple.__new__
 _INF = math.inf
 
 
@@ -159,11 +158,10 @@ def act_reg(
             l2 /= size
         state = None if seed is None or p == 0.0 else rng_state(seed, input.device)
         on_output = penalty_on == "output"
-        pair = _forward(input, state, activation, parameters, p, on_output, l1, l2)
+        return _forward(ActRegOutput, input, state, activation, parameters, p, on_output, l1, l2)
     except Exception:
         check_input(input)  # the op refuses the same inputs, before any work; this text is better
         raise
-    return _new(ActRegOutput, pair)
 
 
 def _traced(

@@ -15,6 +15,7 @@ from torch import nn
 
 import actreg_ext
 from actreg_ext import _C, functional, reference
+from actreg_ext.functional import ActRegOutput
 from actreg_ext.nn import ActReg
 from tests import exact, table
 
@@ -104,6 +105,14 @@ def test_stub_has_the_signatures(name: str) -> None:
     function = stub()[name]
     assert [argument.arg for argument in function.args.args] == parameters
     assert function.returns is not None and ast.get_docstring(function)
+
+
+def test_the_door_makes_named_tuples_only() -> None:
+    x = torch.randn(4)
+    made = _C.forward(ActRegOutput, x, None, "relu", (), 0.0, False, 0.0, 0.0)
+    assert type(made) is ActRegOutput and torch.equal(made.output, x.relu())
+    with pytest.raises(TypeError, match="type must be a named tuple, got list"):
+        _C.forward(list, x, None, "relu", (), 0.0, False, 0.0, 0.0)  # type: ignore[type-var]
 
 
 def stub() -> dict[str, ast.FunctionDef]:
