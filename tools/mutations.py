@@ -64,8 +64,16 @@ MUTATIONS = [
     Mutation(
         "9 rounds of Philox",
         "csrc/core/philox.h",
-        "round < 10",
-        "round < 9",
+        "kRounds = 10",
+        "kRounds = 9",
+        "tests/test_dropout.py",
+        KERNELS,
+    ),
+    Mutation(
+        "the last bits of a block drawn for its first elements",
+        "csrc/cpu/words.h",
+        "draw_registers<1>(keys, dropout.offset, first + j / kElementsPerDraw, bits + j)",
+        "draw_registers<1>(keys, dropout.offset, first, bits + j)",
         "tests/test_dropout.py",
         KERNELS,
     ),

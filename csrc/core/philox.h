@@ -29,20 +29,35 @@ ACTREG_HD uint64_t multiply_low_words(uint64_t a, uint32_t b) {
 }
 
 template <class Word>
-ACTREG_HD void philox4x32_10(Word (&counter)[4], uint64_t key) {
-  uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
+ACTREG_HD void philox4x32_round(Word (&counter)[4], Word k0, Word k1) {
+  const Word p0 = multiply_low_words(counter[0], 0xD2511F53u);
+  const Word p1 = multiply_low_words(counter[2], 0xCD9E8D57u);
+  counter[0] = (p1 >> 32) ^ counter[1] ^ k0;
+  counter[1] = p1;
+  counter[2] = (p0 >> 32) ^ counter[3] ^ k1;
+  counter[3] = p0;
+}
+
+constexpr int kRounds = 10;
+
+// The key of a round, in two halves.
+struct RoundKey {
+  uint32_t low, high;
+
+  explicit ACTREG_HD RoundKey(uint64_t seed)
+      : low(static_cast<uint32_t>(seed)), high(static_cast<uint32_t>(seed >> 32)) {}
+  ACTREG_HD void advance() { low += 0x9E3779B9u, high += 0xBB67AE85u; }
+};
+
+ACTREG_HD void philox4x32_10(uint64_t (&counter)[4], uint64_t seed) {
+  RoundKey key(seed);
 #if defined(__CUDACC__)
 #pragma unroll
 #elif defined(__GNUC__)
 #pragma GCC unroll 10
 #endif
-  for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-    const Word p0 = multiply_low_words(counter[0], 0xD2511F53u);
-    const Word p1 = multiply_low_words(counter[2], 0xCD9E8D57u);
-    counter[0] = (p1 >> 32) ^ counter[1] ^ Word(k0);
-    counter[1] = p1;
-    counter[2] = (p0 >> 32) ^ counter[3] ^ Word(k1);
-    counter[3] = p0;
+  for (int round = 0; round < kRounds; ++round, key.advance()) {
+    philox4x32_round<uint64_t>(counter, key.low, key.high);
   }
 }
 

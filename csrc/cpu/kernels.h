@@ -12,7 +12,7 @@ namespace cpu {
 
 // Elements that one Philox draw loop and one float accumulator serve; [begin, end) starts at a
 // multiple of it, so the order of addition does not depend on how the work is divided.
-constexpr int64_t kBlock = 512;
+constexpr int64_t kBlock = 1024;
 
 struct Kernels {
   const char* name;  // as ATEN_CPU_CAPABILITY spells it

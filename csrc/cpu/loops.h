@@ -14,31 +14,13 @@ namespace actreg {
 namespace cpu {
 namespace {
 
-#include "cpu/simd.h"
-#include "cpu/storage.h"
-
 // The dispatch inlines all but the loops: no std::get_if is left behind as a weak symbol.
 #define ACTREG_FLATTEN __attribute__((flatten))
 #define ACTREG_OUT_OF_LINE __attribute__((noinline))
 
-// The random bits of elements [i, i + count) and of some more, to fill a vector; in memory order.
-ACTREG_HD void draw(const Dropout& dropout, int64_t i, int64_t count, uint16_t* bits) {
-  // Even lanes take the first half of the groups, odd lanes the second half: interleaving the
-  // finished words then leaves the groups in their order.
-  constexpr int kHalf = Words::kLanes / 2;
-  Register<uint64_t> lane;
-  for (int j = 0; j < kHalf; ++j) lane[2 * j] = j, lane[2 * j + 1] = kHalf + j;
-  const uint64_t first = position(i) / kElementsPerDraw;
-  for (int group = 0; group * kElementsPerDraw < count; group += Words::kLanes) {
-    Words word[4] = {Words(lane + (first + group)), Words(first >> 32), Words(dropout.offset),
-                     Words(dropout.offset >> 32)};
-    philox4x32_10(word, dropout.seed);
-    Register<uint64_t> ordered[2];
-    interleave((word[0].r & 0xFFFFFFFFu) | (word[1].r << 32),
-               (word[2].r & 0xFFFFFFFFu) | (word[3].r << 32), ordered);
-    __builtin_memcpy(bits + group * kElementsPerDraw, ordered, sizeof ordered);
-  }
-}
+#include "cpu/simd.h"
+#include "cpu/storage.h"
+#include "cpu/words.h"
 
 // Calls step(j, which of kUnroll accumulators, Whole or First) over [0, count).
 constexpr int kUnroll = 4;

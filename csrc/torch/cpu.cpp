@@ -36,7 +36,7 @@ namespace {
 
 // A partial sum's share, and a thread's least. Fixed, so that the sums do not depend on the number
 // of threads. Half as many cost a thread 1 % (48 K to 1 M elements), these at most 0.4.
-constexpr int64_t kChunk = 16 * cpu::kBlock;
+constexpr int64_t kChunk = 8 * cpu::kBlock;
 
 // Elements beyond which a second thread pays, and chunks for each thread. To wake one takes 1 us:
 // it breaks even at 2 us of work, below 8 K elements that draw a mask and at 20 to 24 K of relu.

@@ -1,0 +1,121 @@
+// The random bits of many elements at once: what core/philox.h says of one. Layer: cpu. Included as
+// simd.h is.
+
+// Eight, four or two Philox words: the low half of each 64-bit lane.
+struct Words {
+  static constexpr int kLanes = ACTREG_VECTOR_BYTES / 8;
+  Register<uint64_t> r;
+
+  Words() = default;
+  explicit ACTREG_HD Words(uint64_t constant) : r(constant - Register<uint64_t>{}) {}
+  explicit ACTREG_HD Words(Register<uint64_t> value) : r(value) {}
+
+  friend ACTREG_HD Words operator^(Words a, Words b) { return Words(a.r ^ b.r); }
+  friend ACTREG_HD Words operator>>(Words a, int bits) { return Words(a.r >> bits); }
+  // The one intrinsic that plain C++ does not reach: compilers multiply all 64 bits.
+  friend ACTREG_HD Words multiply_low_words(Words a, uint32_t b) {
+#if defined(__x86_64__) && ACTREG_VECTOR_BYTES == 64
+    return Words((Register<uint64_t>)_mm512_mul_epu32((__m512i)a.r, _mm512_set1_epi64(b)));
+#elif defined(__x86_64__) && ACTREG_VECTOR_BYTES == 32
+    return Words((Register<uint64_t>)_mm256_mul_epu32((__m256i)a.r, _mm256_set1_epi64x(b)));
+#elif defined(__x86_64__)
+    return Words((Register<uint64_t>)_mm_mul_epu32((__m128i)a.r, _mm_set1_epi64x(b)));
+#elif defined(__aarch64__)
+    return Words((Register<uint64_t>)vmull_u32(vmovn_u64((uint64x2_t)a.r), vdup_n_u32(b)));
+#else
+    return Words((a.r & 0xFFFFFFFFu) * uint64_t{b});
+#endif
+  }
+};
+
+// The low halves of the lanes, each of low's below high's.
+ACTREG_HD Register<uint64_t> join_low_halves(Words low, Words high) {
+#if defined(__x86_64__) && ACTREG_VECTOR_BYTES == 64
+  return (Register<uint64_t>)_mm512_mask_shuffle_epi32((__m512i)low.r, 0xAAAA, (__m512i)high.r,
+                                                       _MM_PERM_CDAB);
+#else
+  return (low.r & 0xFFFFFFFFu) | (high.r << 32);
+#endif
+}
+
+// The two vectors that take turns over the lanes of a and b: a0 b0 a2 b2 ... and a1 b1 a3 b3 ...
+ACTREG_HD void interleave(Register<uint64_t> a, Register<uint64_t> b,
+                          Register<uint64_t> (&out)[2]) {
+#if defined(__clang__)
+  for (int lane = 0; lane < Words::kLanes; lane += 2) {
+    out[0][lane] = a[lane], out[0][lane + 1] = b[lane];
+    out[1][lane] = a[lane + 1], out[1][lane + 1] = b[lane + 1];
+  }
+#else
+  Register<uint64_t> even;
+  for (int lane = 0; lane < Words::kLanes; lane += 2) {
+    even[lane] = lane, even[lane + 1] = Words::kLanes + lane;
+  }
+  out[0] = __builtin_shuffle(a, b, even);
+  out[1] = __builtin_shuffle(a, b, even + 1);
+#endif
+}
+
+// The keys of all rounds in memory, whence a vector of one costs nothing.
+struct KeyTable {
+  uint64_t low[kRounds], high[kRounds];
+
+  explicit ACTREG_HD KeyTable(uint64_t seed) {
+    RoundKey key(seed);
+    for (int round = 0; round < kRounds; ++round, key.advance()) {
+      low[round] = key.low, high[round] = key.high;
+    }
+#if defined(__GNUC__)  // a compiler that knew them would make each anew for each vector
+    asm("" : "+m"(low), "+m"(high));
+#endif
+  }
+};
+
+// The elements that one register of words is for.
+constexpr int kDrawn = Words::kLanes * kElementsPerDraw;
+
+// The random bits of kRegisters * kDrawn elements from a group on, in memory order. Of several
+// registers at once, because a round waits for the one before.
+template <int kRegisters>
+ACTREG_HD void draw_registers(const KeyTable& keys, uint64_t offset, uint64_t group,
+                              uint16_t* bits) {
+  // Even lanes take the first half of a register's groups, odd lanes the second half: interleaving
+  // the finished words then leaves the groups in their order.
+  constexpr int kHalf = Words::kLanes / 2;
+  Register<uint64_t> lane;
+  for (int j = 0; j < kHalf; ++j) lane[2 * j] = j, lane[2 * j + 1] = kHalf + j;
+  Words words[kRegisters][4];
+#pragma GCC unroll 4
+  for (int k = 0; k < kRegisters; ++k) {
+    words[k][0] = Words(lane + (group + k * Words::kLanes)), words[k][1] = Words(group >> 32);
+    words[k][2] = Words(offset), words[k][3] = Words(offset >> 32);
+  }
+#pragma GCC unroll 10
+  for (int round = 0; round < kRounds; ++round) {
+#pragma GCC unroll 4
+    for (auto& word : words) {
+      philox4x32_round(word, Words(keys.low[round]), Words(keys.high[round]));
+    }
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < kRegisters; ++k) {
+    const Words(&word)[4] = words[k];
+    Register<uint64_t> ordered[2];
+    interleave(join_low_halves(word[0], word[1]), join_low_halves(word[2], word[3]), ordered);
+    __builtin_memcpy(bits + k * kDrawn, ordered, sizeof ordered);
+  }
+}
+
+// The random bits of elements [i, i + count) and of some more, to fill a vector.
+ACTREG_OUT_OF_LINE void draw(const Dropout dropout, int64_t i, int64_t count, uint16_t* bits) {
+  constexpr int kRegisters = 4;
+  const KeyTable keys(dropout.seed);
+  const uint64_t first = position(i) / kElementsPerDraw;
+  int64_t j = 0;
+  for (; j + kRegisters * kDrawn <= count; j += kRegisters * kDrawn) {
+    draw_registers<kRegisters>(keys, dropout.offset, first + j / kElementsPerDraw, bits + j);
+  }
+  for (; j < count; j += kDrawn) {
+    draw_registers<1>(keys, dropout.offset, first + j / kElementsPerDraw, bits + j);
+  }
+}
