@@ -83,14 +83,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<E, false>)
 #pragma unroll 1
   for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {
     const Tile<E> tile(index, n, is_aligned);
-    if (tile.is_whole()) {
-      backward_vectors<kDrops, true>(act, task, dropout, gradient, tile, 0);
-    } else {
-#pragma unroll 1
-      for (int at = 0; at < Tile<E>::kVectors; at += kVectorsAtOnce<E, false>) {
-        backward_vectors<kDrops, false>(act, task, dropout, gradient, tile, at);
-      }
-    }
+    for_each_step(tile, [&](auto whole, int at) {
+      backward_vectors<kDrops, decltype(whole)::value>(act, task, dropout, gradient, tile, at);
+    });
   }
 }
 

@@ -59,14 +59,9 @@ __device__ PenaltySums<double> forward_tile(const Act& act, const Task& task,
                                             const Dropout& dropout, const Tile<E>& tile) {
   using T = typename NumberOf<E>::type;
   PenaltySums<T> sums{T(0), T(0)};
-  if (tile.is_whole()) {
-    forward_vectors<kDrops, true, kAllCount>(act, task, dropout, tile, 0, sums);
-  } else {
-#pragma unroll 1
-    for (int at = 0; at < Tile<E>::kVectors; at += kVectorsAtOnce<E, false>) {
-      forward_vectors<kDrops, false, kAllCount>(act, task, dropout, tile, at, sums);
-    }
-  }
+  for_each_step(tile, [&](auto whole, int at) {
+    forward_vectors<kDrops, decltype(whole)::value, kAllCount>(act, task, dropout, tile, at, sums);
+  });
   return {to_double(sums.l1), to_double(sums.l2)};
 }
 

@@ -1,6 +1,8 @@
 // What a block works on at a time: which element is whose, loads, stores, the mask. Layer: cuda.
 #pragma once
 
+#include <type_traits>
+
 #include "core/philox.h"
 #include "cuda/storage.cuh"
 
@@ -58,6 +60,19 @@ template <class E, bool kIsLight>
 constexpr int kMinBlocks = sizeof(E) == 8               ? 1
                            : kIsLight && sizeof(E) == 2 ? 4
                                                         : 2;
+
+// Calls visit(whether the tile is whole, at) for each step. See Note [Whole tiles and others].
+template <class E, class Visit>
+__device__ void for_each_step(const Tile<E>& tile, Visit visit) {
+  if (tile.is_whole()) {
+    visit(std::true_type{}, 0);
+  } else {
+#pragma unroll 1
+    for (int at = 0; at < Tile<E>::kVectors; at += kVectorsAtOnce<E, false>) {
+      visit(std::false_type{}, at);
+    }
+  }
+}
 
 // A warp's vectors on their way from or to memory element by element.
 template <class E>
