@@ -5,10 +5,10 @@ from typing import TypeVar
 
 from torch import Tensor
 
-Output = TypeVar("Output", bound=tuple[Tensor, Tensor])
+_Output = TypeVar("_Output", bound=tuple[Tensor, Tensor])
 
 def forward(
-    type: type[Output],
+    type: type[_Output],
     x: Tensor,
     rng_state: Tensor | None,
     activation: str,
@@ -17,8 +17,8 @@ def forward(
     on_output: bool,
     l1: float,
     l2: float,
-) -> Output:
-    """Return `type` of (output, penalty), a named tuple; l1 and l2 come divided by D.
+) -> _Output:
+    """Return (output, penalty) as `type`, a named tuple; l1 and l2 come divided by D.
 
     With p > 0 and no rng_state it draws one.
     """

@@ -22,15 +22,15 @@ namespace {
 
 namespace py = pybind11;
 
-// (output, penalty) as `type`, a named tuple. Made here: through a pair, a tuple and Python's own
-// constructor it costs as much as an allocation. l1 and l2 are divided by D already. Draws the
-// mask's state if there is dropout and no state.
+// (output, penalty) as `type`, a named tuple, by tuple.__new__: its own constructor, which is
+// Python, costs as much as an allocation. l1 and l2 are divided by D already. Draws the mask's
+// state if there is dropout and no state.
 py::object act_reg(const py::type& type, const Tensor& x, const OptionalTensor& rng_state,
                    c10::string_view activation, const std::vector<double>& parameters, double p,
                    bool on_output, double l1, double l2) {
   auto* tuple_type = reinterpret_cast<PyTypeObject*>(type.ptr());
   TORCH_CHECK_TYPE(PyType_FastSubclass(tuple_type, Py_TPFLAGS_TUPLE_SUBCLASS),
-                   "actreg: type must be a named tuple, got ", tuple_type->tp_name);
+                   "actreg: type must be a subclass of tuple, got ", tuple_type->tp_name);
   const double coefficients[] = {l1, l2};
   Tensor y, penalty;
   {
@@ -43,12 +43,10 @@ py::object act_reg(const py::type& type, const Tensor& x, const OptionalTensor& 
           forward_operator().call(x, rng_state, activation, parameters, p, on_output, coefficients);
     }
   }
-  auto output = py::cast(std::move(y)), second = py::cast(std::move(penalty));
-  auto made = py::reinterpret_steal<py::object>(tuple_type->tp_alloc(tuple_type, 2));
+  const py::tuple pair = py::make_tuple(std::move(y), std::move(penalty));
+  PyObject* made = PyTuple_Type.tp_new(tuple_type, py::make_tuple(pair).ptr(), nullptr);
   if (!made) throw py::error_already_set();
-  PyTuple_SET_ITEM(made.ptr(), 0, output.release().ptr());
-  PyTuple_SET_ITEM(made.ptr(), 1, second.release().ptr());
-  return made;
+  return py::reinterpret_steal<py::object>(made);
 }
 
 // As reference.py's draw.
