@@ -15,7 +15,7 @@ from actreg_ext.functional import act_reg
 from tests import table
 
 # Around the sizes at which kernels change from whole vectors, blocks and chunks to the rest.
-LENGTHS = [1, 3, 4, 5, 7, 8, 9, 16, 511, 512, 513, 4095, 4097, 16383, 16384, 16385, 2**20 + 3]
+LENGTHS = [1, 3, 4, 5, 7, 8, 9, 16, 1023, 1024, 1025, 4095, 4097, 16383, 16384, 16385, 2**20 + 3]
 SEEDS = [
     0,
     -1,
@@ -235,7 +235,7 @@ def independence(a: Tensor, b: Tensor) -> float:
     return ((counts - counts.mean()).square() / counts.mean()).sum().item()
 
 
-@pytest.mark.parametrize("distance", [1, 2, 7, 8, 64, 512, 16384])
+@pytest.mark.parametrize("distance", [1, 2, 7, 8, 64, 1024, 16384])
 def test_elements_are_independent(device: str, distance: int) -> None:
     mask = dropout_mask(2**18, 0.5, 77, device)
     assert independence(mask[:-distance], mask[distance:]) < 20  # by chance above it: 0.0002

@@ -133,7 +133,7 @@ def test_gradient_is_that_of_the_input(
         assert torch.equal(dx, expected)
 
 
-@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 511, 513, 16384, 16385, 50_003])
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 1023, 1025, 16384, 16385, 50_003])
 @pytest.mark.parametrize("options", [NONE, DROPS, {**L1, **DROPS}], ids=table.describe)
 def test_every_length(n: int, options: dict[str, Any], dtype: torch.dtype) -> None:
     x = torch.randn(n).to(dtype).requires_grad_()

@@ -44,20 +44,20 @@ constexpr int kRounds = 10;
 struct RoundKey {
   uint32_t low, high;
 
-  explicit ACTREG_HD RoundKey(uint64_t seed)
-      : low(static_cast<uint32_t>(seed)), high(static_cast<uint32_t>(seed >> 32)) {}
+  explicit ACTREG_HD RoundKey(uint64_t key)
+      : low(static_cast<uint32_t>(key)), high(static_cast<uint32_t>(key >> 32)) {}
   ACTREG_HD void advance() { low += 0x9E3779B9u, high += 0xBB67AE85u; }
 };
 
-ACTREG_HD void philox4x32_10(uint64_t (&counter)[4], uint64_t seed) {
-  RoundKey key(seed);
+ACTREG_HD void philox4x32_10(uint64_t (&counter)[4], uint64_t key) {
+  RoundKey round_key(key);
 #if defined(__CUDACC__)
 #pragma unroll
 #elif defined(__GNUC__)
 #pragma GCC unroll 10
 #endif
-  for (int round = 0; round < kRounds; ++round, key.advance()) {
-    philox4x32_round<uint64_t>(counter, key.low, key.high);
+  for (int round = 0; round < kRounds; ++round, round_key.advance()) {
+    philox4x32_round<uint64_t>(counter, round_key.low, round_key.high);
   }
 }
 
@@ -78,7 +78,9 @@ struct Dropout {
 };
 
 // Where element i of this tensor stands in the whole that the mask covers: the one place to
-// change for a tensor that is a shard of a larger one.
+// change for a tensor that is a shard of a larger one. Shards begin at multiples of 1024: what
+// draws in bulk takes the second word of the counter for the same in all groups that it draws at a
+// time.
 ACTREG_HD uint64_t position(uint64_t i) { return i; }
 
 // r of one element: the scalar twin of what the vector and CUDA code draw in bulk.

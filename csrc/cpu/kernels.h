@@ -11,7 +11,9 @@ namespace actreg {
 namespace cpu {
 
 // Elements that one Philox draw loop and one float accumulator serve; [begin, end) starts at a
-// multiple of it, so the order of addition does not depend on how the work is divided.
+// multiple of it, so the order of addition does not depend on how the work is divided. In cache,
+// relu's forward with dropout takes 0.316, 0.294 and 0.284 ns an element with 512, 1024 and 2048
+// (float32, AVX-512, one core); the fewer, the more exact are the sums.
 constexpr int64_t kBlock = 1024;
 
 struct Kernels {

@@ -146,6 +146,30 @@ void test_conversions(const cpu::Kernels& kernels, const char* element) {
   check(equal, std::string(kernels.name) + " " + element + ": conversions of all 65536 patterns");
 }
 
+// Where the second word of the counter changes, far beyond what memory holds: the kernel is told
+// that the buffer is that part of such a tensor.
+void test_far_positions(const cpu::Kernels& kernels) {
+  constexpr int64_t kEnd = int64_t{kElementsPerDraw} << 32, kLength = cpu::kBlock + 77;
+  bool equal = true;
+  for (int64_t begin : {kEnd - cpu::kBlock, kEnd, 2 * kEnd}) {
+    std::vector<float> x(kLength, 1), y(kLength);
+    const auto part = [begin](float* data) {
+      return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(data) - begin * sizeof(float));
+    };
+    Problem problem;
+    problem.activation = Identity{}, problem.element = ElementType<float>{};
+    problem.dropout = Dropout(0.5);
+    problem.dropout.seed = 7, problem.dropout.offset = 1;
+    problem.x = part(x.data()), problem.out = part(y.data());
+    kernels.forward(problem, begin, begin + kLength);
+    for (int64_t i = 0; i < kLength; ++i) {
+      const bool keep = random_bits(problem.dropout, begin + i) < problem.dropout.threshold;
+      equal &= (y[i] != 0) == keep;
+    }
+  }
+  check(equal, std::string(kernels.name) + ": the mask at positions beyond 2^35");
+}
+
 }  // namespace
 
 void test_kernels() {
@@ -154,6 +178,7 @@ void test_kernels() {
       std::printf("skipped  %s: not supported by this CPU\n", kernels->name);
       continue;
     }
+    test_far_positions(*kernels);
     test_bits<float>(*kernels, "float32");
     test_bits<double>(*kernels, "float64");
     test_bits<Half>(*kernels, "float16");
