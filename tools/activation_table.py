@@ -9,7 +9,9 @@ HEAD = """\
 # Activations
 
 Names, parameters and defaults, as `actreg_ext.activations()` returns them. Values and gradients are
-those of the PyTorch function, also at NaN, at the infinities and at the kinks.
+those of the PyTorch function, also at NaN, at the infinities and at the kinks. Where PyTorch's own
+kernels differ from each other there, or overflow on the way (gelu at infinity), they are those of
+the formula.
 
 | name | parameters | instead of the name |
 |---|---|---|"""
