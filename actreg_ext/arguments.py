@@ -18,7 +18,10 @@ from . import _C, errors
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 PENALTY_ON = ("activation", "output")
 REDUCTIONS = ("sum", "mean", "batch", "token")
-OPTIONS = ("activation", "l1", "l2", "p", "training", "penalty_on", "reduction", "seed")
+OPTIONS = {
+    "act_reg": ("activation", "l1", "l2", "p", "training", "penalty_on", "reduction", "seed"),
+    "ActReg": ("activation", "l1", "l2", "p", "penalty_on", "reduction"),
+}
 
 # The C++ registry: name -> {parameter: default, or None where a value is required}. And, for names
 # that need no parameter, name -> defaults.
@@ -69,7 +72,9 @@ def check_input(input: object) -> None:
         raise errors.bad_input(input, DTYPES)
 
 
-def resolve(activation: str | nn.Module, given: Mapping[str, Any]) -> tuple[str, tuple[float, ...]]:
+def resolve(
+    activation: str | nn.Module, given: Mapping[str, Any], taker: str = "act_reg"
+) -> tuple[str, tuple[float, ...]]:
     """Return the registry's name and all parameters, in registry order, of what a caller wrote."""
     if isinstance(activation, nn.Module):
         if given:
@@ -86,7 +91,9 @@ def resolve(activation: str | nn.Module, given: Mapping[str, Any]) -> tuple[str,
     defaults = DEFAULTS[activation]
     for name in given:
         if name not in defaults:
-            raise errors.unknown_parameter(activation, name, given[name], defaults, OPTIONS)
+            raise errors.unknown_parameter(
+                activation, name, given[name], defaults, taker, OPTIONS[taker]
+            )
     parameters = tuple(
         [
             _parameter(activation, name, given.get(name, default))

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 def not_one_of(argument: str, value: object, accepted: Iterable[str]) -> ValueError | TypeError:
@@ -45,12 +46,13 @@ def unknown_parameter(
     name: str,
     value: object,
     accepted: Mapping[str, float | None],
+    taker: str,
     options: Iterable[str],
 ) -> TypeError:
-    """Build the error for a keyword that neither the activation nor act_reg has."""
+    """Build the error for a keyword that neither the activation nor its taker has."""
     parameters = ", ".join(k if v is None else f"{k}={v}" for k, v in accepted.items())
     return TypeError(
-        f"{name}={value!r}: {activation} takes {parameters or 'no parameters'}; act_reg takes "
+        f"{name}={brief(value)}: {activation} takes {parameters or 'no parameters'}; {taker} takes "
         f"{', '.join(options)}{nearest(name, [*accepted, *options])}"
     )
 
@@ -80,17 +82,27 @@ def bad_input(input: object, dtypes: tuple[object, ...]) -> TypeError:
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return a hint at the name that was probably meant, or nothing."""
     by_lower = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    meant = {"swish": "silu"}.get(name.lower(), name.lower())
+    if hasattr(functional, meant) and meant not in by_lower:  # glu is not gelu
+        return ""
+    close = difflib.get_close_matches(meant, by_lower, n=1, cutoff=0.5)
     return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
 
 
 def listed(values: Mapping[str, object]) -> str:
     """Return name=value, name=value, ..."""
-    return ", ".join(f"{name}={value!r}" for name, value in values.items())
+    return ", ".join(f"{name}={brief(value)}" for name, value in values.items())
 
 
 def shown(value: object) -> str:
     """Return a value with its type, a tensor in words."""
+    typed = isinstance(value, str | Tensor)
+    return brief(value) if typed else f"{brief(value)} ({type(value).__name__})"
+
+
+def brief(value: object) -> str:
+    """Return a value as text of one line, a tensor in words."""
     if isinstance(value, Tensor):
         return f"a tensor of {value.dtype} and shape {list(value.shape)}"
-    return repr(value) if isinstance(value, str) else f"{value!r} ({type(value).__name__})"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."

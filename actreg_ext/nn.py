@@ -5,6 +5,7 @@ No maths here: functional.py does the work.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -23,6 +24,11 @@ _LOST = (
     "torch.utils.checkpoint does with use_reentrant=True; the penalty of such a forward cannot "
     "reach the loss. Call checkpoint(..., use_reentrant=False)."
 )
+_ESCAPED = (
+    "collect_penalty: an ActReg ran inside a function transformed by torch.func (vmap, grad, ...), "
+    "which is over: its penalty means nothing here and has been dropped. Call collect_penalty "
+    "inside that function."
+)
 
 
 class _Pending:
@@ -39,6 +45,16 @@ class _Pending:
         if self.penalty is not None:
             penalty = self.penalty.to(penalty.device) + penalty
         self.penalty = penalty
+
+    def forget_escaped(self) -> bool:
+        """Drop what a transform of torch.func left that is over; return whether there was any."""
+        if self.penalty is None:
+            return False
+        level = torch._C._functorch.maybe_get_level(self.penalty)  # -1: no transform's; -2: ended
+        if level == -1 or 0 < level <= (torch._C._functorch.maybe_current_level() or 0):
+            return False
+        self.penalty = None
+        return True
 
     def take(self) -> Tensor | None:
         """Hand over the sum and forget it."""
@@ -103,7 +119,7 @@ class ActReg(nn.Module):
         **activation_parameters: float | str,
     ) -> None:
         super().__init__()
-        name, parameters = arguments.resolve(activation, activation_parameters)
+        name, parameters = arguments.resolve(activation, activation_parameters, "ActReg")
         self.activation = name
         self.activation_parameters = dict(zip(arguments.DEFAULTS[name], parameters, strict=True))
         self.l1 = arguments.coefficient("l1", l1)
@@ -156,6 +172,7 @@ class ActReg(nn.Module):
                 raise RuntimeError(_LOST)
         else:
             pending.lost = False
+            pending.forget_escaped()
             pending.add(penalty)
             pending.forwards += 1
             if pending.forwards == _MANY:
@@ -172,15 +189,17 @@ class ActReg(nn.Module):
             shown.append(f"penalty_on={self.penalty_on}")
         if self.reduction != "mean":
             shown.append(f"reduction={self.reduction}")
-        kept = _C.kept(
-            self.activation,
-            tuple(self.activation_parameters.values()),
-            self.p if self.training else 0.0,
-            self.penalty_on == "output",
-            self.l1,
-            self.l2,
-        )
-        return ", ".join([*shown, f"keeps={kept}"])
+        with contextlib.suppress(TypeError, ValueError):  # an attribute that forward will refuse
+            kept = _C.kept(
+                self.activation,
+                tuple(self.activation_parameters.values()),
+                self.p if self.training else 0.0,
+                self.penalty_on == "output",
+                self.l1,
+                self.l2,
+            )
+            shown.append(f"keeps={kept}")
+        return ", ".join(shown)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copy and pickle take: everything but the pending penalty and its graph."""
@@ -209,8 +228,11 @@ def collect_penalty(model: nn.Module) -> Tensor:
         loss.backward()
 
     A module called twice counts twice; the same module at two places of the model is collected
-    once. Nothing is kept afterwards, so no graph outlives the loss. The copies that
-    `nn.DataParallel` makes of a model cannot be collected from: use DistributedDataParallel.
+    once. Nothing is kept afterwards, so no graph outlives the loss. Until then everything is: where
+    the penalty of a training forward is not wanted (another network's step through this one), call
+    this after it and leave the result. The copies that `nn.DataParallel` makes of a model cannot be
+    collected from: use DistributedDataParallel. In a function that torch.func transforms call it
+    there, beside the forward.
 
     Args:
         model: the model, or any part of it.
@@ -221,6 +243,8 @@ def collect_penalty(model: nn.Module) -> Tensor:
 
     Raises:
         TypeError: `model` is not an nn.Module.
+        RuntimeError: a forward ran inside a torch.func transform that is over. Nothing is pending
+            any more then.
 
     Example:
         >>> model = nn.Sequential(ActReg("relu", l1=1.0, reduction="sum"), ActReg("tanh"))
@@ -232,6 +256,10 @@ def collect_penalty(model: nn.Module) -> Tensor:
         raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
     total: Tensor | None = None
     stores = [module._pending for module in model.modules() if isinstance(module, ActReg)]
+    if not is_compiling() and any([store.forget_escaped() for store in stores]):
+        for store in stores:
+            store.take()
+        raise RuntimeError(_ESCAPED)
     for store in stores:
         penalty = store.take()
         if penalty is not None:

@@ -47,6 +47,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"reduction": []}, TypeError, ["reduction", "[]", "sum, mean, batch, token"]),
     ({"activation": "rellu"}, ValueError, ["activation", "'rellu'", "did you mean 'relu'", "silu"]),
     ({"activation": "ReLU"}, ValueError, ["activation", "'ReLU'", "did you mean 'relu'"]),
+    ({"activation": "swish"}, ValueError, ["activation", "'swish'", "did you mean 'silu'"]),
     ({"activation": nn.ReLU}, TypeError, ["activation", "ReLU", "an instance: ReLU("]),
     ({"activation": torch.relu}, TypeError, ["activation", "did you mean 'relu'"]),
     ({"activation": None}, TypeError, ["activation", "None", "relu"]),
@@ -160,6 +161,27 @@ def test_dropout_mask(
 ) -> None:
     call = {"shape": 4, "p": 0.5, "seed": 1, "device": device, **options}
     assert_refused(lambda: dropout_mask(**call), error, named, device)
+
+
+def test_a_module_names_its_own_options() -> None:
+    accepted = "ActReg takes activation, l1, l2, p, penalty_on, reduction"
+    assert_refused(lambda: ActReg(seed=1), TypeError, ["seed=1", accepted])
+    assert_refused(lambda: ActReg(training=False), TypeError, ["training=False", accepted])
+    assert_refused(lambda: act_reg(X, sed=1), TypeError, ["seed (did you mean 'seed'?)"])
+
+
+@pytest.mark.parametrize("activation", ["glu", "prelu", "softmax", nn.GLU(), nn.PReLU()])
+def test_no_hint_from_one_function_of_torch_to_another(activation: Any) -> None:
+    with pytest.raises((TypeError, ValueError)) as raised:
+        ActReg(activation)
+    assert "did you mean" not in str(raised.value)
+
+
+@pytest.mark.parametrize("options", [{"input": list(range(9999))}, {"out": torch.ones(9999)}])
+def test_errors_are_short(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError) as raised:
+        act_reg(**{"input": X, **options})
+    assert len(str(raised.value)) < 300
 
 
 def test_collect_penalty() -> None:

@@ -10,10 +10,12 @@ import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 from actreg_ext import collect_penalty, functional, reference
@@ -218,6 +220,43 @@ def copies(layer: nn.Module) -> Iterator[nn.Module]:
     yield torch.load(file, weights_only=False)
 
 
+TRANSFORMS: dict[str, Callable[..., Any]] = {
+    "grad": grad,
+    "vmap": vmap,
+    "vmap of grad": lambda f: vmap(grad(f)),
+    "grad of vmap": lambda f: grad(lambda x: vmap(f)(x).sum()),
+    "jvp": lambda f: lambda x: jvp(f, (x,), (x,)),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_what_a_transform_leaves_is_dropped(transform: Callable[..., Any]) -> None:
+    """After the transform its numbers mean nothing: neither a value without a gradient, nor 0."""
+    model = nn.Sequential(ActReg("gelu", l1=1.0), ActReg("gelu", l1=1.0))
+    x = torch.randn(3, 4)
+    model(x)
+    expected = collect_penalty(model)
+    forgetful = transform(lambda t: model(t).sum())
+    forgetful(x)
+    with pytest.raises(RuntimeError, match="collect_penalty inside that function"):
+        collect_penalty(model)
+    assert collect_penalty(model) == 0
+    forgetful(x)
+    forgetful(x)
+    model(x)
+    assert torch.equal(collect_penalty(model), expected)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_collecting_inside_a_transform(transform: Callable[..., Any]) -> None:
+    layer = ActReg("gelu", l1=1.0)
+    x = torch.randn(3, 4)
+    ours = transform(lambda t: layer(t).sum() + collect_penalty(layer))(x)
+    expected = transform(lambda t: nn.functional.gelu(t).sum() + nn.functional.gelu(t).abs().mean())
+    torch.testing.assert_close(ours, expected(x))
+    assert collect_penalty(layer) == 0
+
+
 def test_copies() -> None:
     """A copy has the settings, and nothing of what is pending; the original keeps that."""
     layer = ActReg("elu", l1=0.5, l2=0.25, p=0.0, reduction="sum", alpha=0.7)
@@ -254,6 +293,16 @@ def test_state_dict_is_empty() -> None:
 )
 def test_repr_shows_what_is_set(layer: nn.Module, text: str) -> None:
     assert repr(layer) == text
+
+
+@pytest.mark.parametrize("setting", [{"p": 2.0}, {"p": "0.1"}, {"l1": "some"}, {"l2": -1.0}])
+def test_repr_shows_what_forward_will_refuse(setting: dict[str, Any]) -> None:
+    layer = ActReg("gelu", l1=0.5, p=0.1)
+    ((name, value),) = setting.items()
+    setattr(layer, name, value)
+    assert f"{name}={value}" in repr(layer)
+    with pytest.raises((TypeError, ValueError), match=f"^{name}\\b"):
+        layer(torch.ones(2))
 
 
 def test_settings_may_change() -> None:
