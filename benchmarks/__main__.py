@@ -5,8 +5,9 @@ is a median over the rounds, with the 20th and 80th percentile; "times faster" i
 ratios of the same rounds, so that a machine that changes its speed does not decide.
 
 The presets: quick (--quick, below two minutes on two cores), published (what README.md and
-docs/performance.md are made of, some 15 minutes), gpu (what make gpu-check measures), full
-(everything). Options narrow a preset: --sizes 2^24 --activations relu. --list says what is in it.
+docs/performance.md are made of, some 15 minutes), reused (large tensors again, where malloc keeps
+memory), gpu (what make gpu-check measures), full (everything). Options narrow a preset: --sizes
+2^24 --activations relu. --list says what is in it.
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ def fill(plan: list[cases.Planned], device: str) -> int:
 def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
     """A whole session; the file is written group by group, so that an end loses nothing."""
     slices = sliced(options)
+    if options.preset == "reused":
+        machine.keep_memory()
     here = machine.describe(options.device)
     if (load := here["before"]["load"] or 0.0) > 0.5:
         print(f"others keep this machine busy: a load of {load:.1f}", file=sys.stderr)

@@ -117,6 +117,11 @@ def published() -> list[Slice]:
     ]
 
 
+def reused() -> list[Slice]:
+    """Where malloc keeps what is freed (machine.keep_memory), and no call waits for fresh pages."""
+    return [Slice("reused", activations=("relu", "gelu"), dtypes=DTYPES, sizes=(2**22, 2**24))]
+
+
 def full() -> list[Slice]:
     """Everything: days on two cores."""
     everything = Slice(
@@ -170,7 +175,13 @@ def _places(size: int, dtypes: tuple[str, ...], providers: tuple[str, ...]) -> l
     ]
 
 
-PRESETS = {"quick": quick, "published": published, "full": full, "gpu": gpu}
+PRESETS = {
+    "quick": quick,
+    "published": published,
+    "reused": reused,
+    "full": full,
+    "gpu": gpu,
+}
 
 
 def narrowed(slices: Sequence[Slice], axes: dict[str, Sequence[Any] | None]) -> list[Slice]:

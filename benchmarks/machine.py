@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -77,6 +78,15 @@ def free_bytes(device: str) -> int:
     if available := re.search(r"MemAvailable:\s*(\d+)", _read("/proc/meminfo")):
         return int(available[1]) * 1024
     return (_memory() or 2**33) // 2
+
+
+def keep_memory() -> None:
+    """Have malloc keep all that is freed, as tcmalloc and jemalloc do; glibc's, if it is that."""
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+    options = {mmap_max: 0, trim_threshold: 2**31 - 1, top_pad: 2**28}
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if not mallopt or not all(mallopt(option, value) for option, value in options.items()):
+        raise RuntimeError("the preset reused needs the malloc of glibc")
 
 
 def _build() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from . import markdown
 from .figures import expected
+from .results import is_part, whole
 from .table import Call, calls_of, size
 
 HONEST = """\
@@ -29,7 +30,7 @@ is made by `python -m benchmarks.report`:
 
 MORE = """\
 [docs/performance.md](docs/performance.md) has every size, activation, type and penalty, networks, a
-training step, the memory, and how all of it was measured."""
+training step, the memory, large tensors where malloc keeps memory, and how all was measured."""
 
 METHOD = """\
 ## How it is measured
@@ -60,6 +61,10 @@ LayerNorm and with a residual. `sae`: the encoder of a sparse autoencoder with i
 matrix products, which all share; what is compiled is compiled as a whole. In brackets the 20th and
 80th percentile; bytes are for each element of the layer, of `deep` for all eight."""
 
+REUSED = """\
+Malloc keeps what is freed (the benchmark tells glibc's to; tcmalloc and jemalloc do so unasked):
+nobody waits for fresh pages. Where dropout or a curved activation keeps `act_reg` from the floor
+here, it is by arithmetic, on this number of cores: the ten rounds of Philox, the polynomials."""
 
 BUSY = 0.5  # of the cores
 
@@ -67,7 +72,7 @@ BUSY = 0.5  # of the cores
 def section(found: Sequence[dict[str, Any]], figures: str) -> str:
     """What stands between the markers of README.md."""
     parts = []
-    for results in found:
+    for results in whole(found):
         calls = calls_of(results)
         is_cpu = results["machine"]["device"] == "cpu"
         head = "" if is_cpu else "### On a GPU\n\n"
@@ -77,7 +82,7 @@ def section(found: Sequence[dict[str, Any]], figures: str) -> str:
         main = [call for call in calls if is_main(call)]
         parts.append(markdown.ratios(main, ("activation", "dtype", "p"), complete=True))
         parts += [markdown.smallest(calls), markdown.steps(calls), "    " + results["command"]]
-    if len(found) == 1:
+    if len(whole(found)) == 1:
         parts.append("### On a GPU\n\n" + NO_GPU.format(docs="docs/"))
     return joined([*parts, MORE])
 
@@ -87,8 +92,8 @@ def page(found: Sequence[dict[str, Any]], figures: str, notes: Sequence[str]) ->
     head = "Written by `python -m benchmarks.report` from `results/`: not to be edited."
     parts = ["# Performance", f"{head}\n{HONEST}", METHOD]
     for results in found:
-        parts += machine_part(results, figures)
-    if len(found) == 1:
+        parts += reused_part(results) if is_part(results) else machine_part(results, figures)
+    if len(whole(found)) == 1:
         parts.append("## On a GPU\n\n" + NO_GPU.format(docs=""))
     return joined([*parts, *notes])
 
@@ -123,6 +128,18 @@ def machine_part(results: dict[str, Any], figures: str) -> list[str]:
             markdown.errors(results),
         ),
         titled("### Not in these tables", "", markdown.omissions(results)),
+    ]
+
+
+def reused_part(results: dict[str, Any]) -> list[str]:
+    """Of one results file with reused memory."""
+    calls = calls_of(results)
+    return [
+        f"## With memory that is used again\n\n{where(results['machine'])}. {REUSED}",
+        busy(results["machine"]),
+        markdown.ratios(calls, ("activation", "dtype", "p", "elements")),
+        "    " + results["command"],
+        markdown.omissions(results),
     ]
 
 

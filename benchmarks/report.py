@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from .machine import ROOT
-from .results import Unfit, check_device, load
+from .results import Unfit, check_device, is_part, load, whole
 
 README, PAGE = Path("README.md"), Path("docs/performance.md")
 FIGURES = Path("docs/figures")
 NOTES = (Path("benchmarks/overhead.md"), Path("benchmarks/notes.md"))
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
-PRESETS = {"cpu": ("published",), "cuda": ("published", "gpu")}
+PRESETS = {"cpu": ("published", "reused"), "cuda": ("published", "gpu")}
 
 
 def files(root: Path) -> list[Path]:
@@ -31,17 +31,17 @@ def files(root: Path) -> list[Path]:
 
 
 def read(paths: list[Path]) -> list[dict[str, Any]]:
-    """The CPU's first; raises Unfit for what the pages must not show."""
+    """The CPU's first, reused memory last; raises Unfit for what the pages must not show."""
     found = [load(path) for path in paths]
     for results, path in zip(found, paths, strict=True):
         check_device(results, path)
         device = results["machine"]["device"]
         if results["preset"] not in PRESETS[device]:
             raise Unfit(f"{path} is of the preset {results['preset']}: {PRESETS[device]} can stand")
-    devices = sorted(results["machine"]["device"] for results in found)
-    if devices not in (["cpu"], ["cpu", "cuda"]):
+    devices = sorted(results["machine"]["device"] for results in whole(found))
+    if devices not in (["cpu"], ["cpu", "cuda"]) or len(found) > len(devices) + 1:
         raise Unfit(f"the pages show a CPU and a GPU, not {devices}: name the files to take")
-    return sorted(found, key=lambda results: str(results["machine"]["device"] != "cpu"))
+    return sorted(found, key=lambda results: (is_part(results), results["machine"]["device"]))
 
 
 def rendered(found: list[dict[str, Any]], root: Path) -> dict[Path, str]:
@@ -69,7 +69,7 @@ def stale(found: list[dict[str, Any]], root: Path) -> list[str]:
         for path, text in texts.items()
         if not (root / path).exists() or (root / path).read_text() != text
     ]
-    for results in found:
+    for results in whole(found):
         wanted = [root / FIGURES / name for name in expected(results)]
         old += [str(path.relative_to(root)) for path in wanted if not is_current(path, results)]
     return old
@@ -82,7 +82,7 @@ def write(found: list[dict[str, Any]], root: Path) -> list[Path]:
     for path, text in rendered(found, root).items():
         (root / path).write_text(text)
         written.append(root / path)
-    for results in found:
+    for results in whole(found):
         written += draw_all(results, root / FIGURES)
     return written
 

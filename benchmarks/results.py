@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,16 @@ def check_device(results: dict[str, Any], path: Path) -> None:
         for name, found in group["memory"].items():
             if not found["launches"]:
                 raise Unfit(f"{path}: {name} launched no kernel in {group['case']}")
+
+
+def is_part(results: dict[str, Any]) -> bool:
+    """Whether it is but the addition to another file, with reused memory."""
+    return bool(results["preset"] == "reused")
+
+
+def whole(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that the pages have figures and all tables of."""
+    return [results for results in found if not is_part(results)]
 
 
 def rows(results: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,9 @@ import csv
 import itertools
 import json
 import math
+import platform
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -365,6 +368,39 @@ def test_a_gpu_has_to_have_made_its_figures(
     results.save(claimed, root / "results" / "gpu.json")
     assert report.main(["--root", str(root)]) == 1
     assert "gpu.json" in capsys.readouterr().err
+
+
+def test_reused_memory_is_an_addition(found: dict[str, Any], root: Path) -> None:
+    """A part of the page beside the machine's own, and nothing without it or twice."""
+    again = {**found, "preset": "reused", "command": "python -m benchmarks --preset reused"}
+    results.save(again, root / "results" / "again.json")
+    assert report.main(["--root", str(root)]) == 0
+    page = (root / "docs" / "performance.md").read_text()
+    assert page.count("## With memory that is used again") == page.count(again["command"]) == 1
+    assert page.count("## On a CPU") == page.count("## On a GPU") == 1
+    assert again["command"] not in (root / "README.md").read_text()
+    results.save(again, root / "results" / "twice.json")
+    assert report.main(["--root", str(root)]) == 1
+    (root / "results" / "twice.json").unlink()
+    (root / "results" / "cpu.json").unlink()
+    assert report.main(["--root", str(root)]) == 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the preset is glibc's")
+def test_memory_that_is_kept_is_used_again() -> None:
+    """In a process of its own: no malloc of another test is to change."""
+    program = """
+import resource, torch
+from benchmarks import machine
+machine.keep_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4): torch.ones(1 << 24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+for _ in range(4): faults()  # until the heap has grown
+assert faults() < 100, "of 65536"
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 def test_quick_results_are_not_published(found: dict[str, Any], root: Path) -> None:
