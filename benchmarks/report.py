@@ -3,9 +3,9 @@
 python -m benchmarks.report [results/cpu.json ...] [--check]
 
 Without a file it takes all of results/. --check writes nothing and returns 1 where what is written
-differs from what the results say. No figure is written by hand. benchmarks/overhead.md, which
-`python -m benchmarks.overhead` writes, and benchmarks/notes.md, which a person does, go verbatim to
-the end of docs/performance.md.
+differs from what the results say. No figure is written by hand. benchmarks/overhead.md and
+benchmarks/instructions.md, which the programs of these names write, and benchmarks/notes.md, which
+a person does, go verbatim to the end of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .results import Unfit, check_device, is_part, load, whole
 
 README, PAGE = Path("README.md"), Path("docs/performance.md")
 FIGURES = Path("docs/figures")
-NOTES = (Path("benchmarks/overhead.md"), Path("benchmarks/notes.md"))
+NOTES = tuple(Path("benchmarks", f"{name}.md") for name in ("overhead", "instructions", "notes"))
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
 PRESETS = {"cpu": ("published", "reused"), "cuda": ("published", "gpu")}
 

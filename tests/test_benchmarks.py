@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from benchmarks import (
     cases,
     compare,
     correctness,
+    instructions,
     memory,
     places,
     report,
@@ -401,6 +403,14 @@ for _ in range(4): faults()  # until the heap has grown
 assert faults() < 100, "of 65536"
 """
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_every_kernel_has_its_instructions_counted() -> None:
+    """The symbols that callgrind sees are those of all activations."""
+    instructions.every_kernel([torch.randn(8), torch.randn(8).bfloat16()], torch.tensor([1, 2]))
+    page = (ROOT / "benchmarks" / "instructions.md").read_text()
+    counted = re.findall(r"^\| `(\w+)` \|((?: \d+\.\d \|){8})$", page, re.MULTILINE)
+    assert [name for name, _ in counted] == list(actreg_ext.activations())
 
 
 def test_quick_results_are_not_published(found: dict[str, Any], root: Path) -> None:
