@@ -17,7 +17,7 @@ round. *Of the floor* is the speed as a share of the memory's own: forward `x.cl
 plain PyTorch (activation, `abs().sum()`, `square().sum()`, `F.dropout`) and than `torch.compile` of
 it; medians of the ratios of the same rounds. On Linux `act_reg` asks for huge pages where its
 output has 32 MB or more, and the others do not (with `THP_MEM_ALLOC_ENABLE=1` they do): so it may
-pass the floor there."""
+pass the floor there, or, where the host of a virtual machine has to find them first, miss it."""
 
 NO_GPU = """\
 Not timed yet: no GPU was at hand, so no speed is claimed. [cuda_kernels.md]({docs}cuda_kernels.md)
