@@ -20,10 +20,10 @@ constexpr uintptr_t kFresh = uintptr_t{32} << 20;
 // call on such a tensor. Pages of 2 MB, where the system grants them, are 500 times as few: forward
 // takes 0.3 to 0.4, backward 0.4 to 0.7 of the time (2^23 to 2^26 elements; docs/performance.md).
 // A virtual machine whose host takes freed memory back may wait for each of them: there all such
-// calls of three benchmarks took together 0.63, 0.65 and 0.79 of the floor's time, some twice it.
-// It is a hint, which stays with the block until the system has it back, and all of the memory is
-// written, so that none is wasted. Smaller blocks malloc mostly uses again, and a hint for those of
-// 4 MB and more gained nothing.
+// calls of three benchmarks took together 0.63, 0.65 and 0.79 of the floor's time, single ones 3
+// times it. It is a hint, which stays with the block until the system has it back, and all of the
+// memory is written, so that none is wasted. Smaller blocks malloc mostly uses again, and a hint
+// for those of 4 MB and more gained nothing.
 void prefer_huge_pages([[maybe_unused]] const at::Tensor& fresh) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHuge = uintptr_t{2} << 20;
