@@ -28,7 +28,7 @@ def unknown_module(module: nn.Module, accepted: Iterable[str]) -> TypeError:
     names = list(accepted)
     return TypeError(
         f"activation must be a name or an instance of exactly one of torch.nn's classes "
-        f"{', '.join(names)} (a subclass may compute something else), but got {module!r}"
+        f"{', '.join(names)} (a subclass may compute something else), but got {brief(module)}"
         f"{nearest(type(module).__name__, names)}"
     )
 
@@ -36,8 +36,8 @@ def unknown_module(module: nn.Module, accepted: Iterable[str]) -> TypeError:
 def parameters_of_module(module: nn.Module, given: Mapping[str, object]) -> TypeError:
     """Build the error for parameters given beside a module that has its own."""
     return TypeError(
-        f"activation_parameters belong to an activation given by name; {module!r} brings its own, "
-        f"but got also {listed(given)}"
+        f"activation_parameters belong to an activation given by name; {brief(module)} brings its "
+        f"own, but got also {listed(given)}"
     )
 
 

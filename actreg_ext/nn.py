@@ -46,16 +46,6 @@ class _Pending:
             penalty = self.penalty.to(penalty.device) + penalty
         self.penalty = penalty
 
-    def forget_escaped(self) -> bool:
-        """Drop what a transform of torch.func left that is over; return whether there was any."""
-        if self.penalty is None:
-            return False
-        level = torch._C._functorch.maybe_get_level(self.penalty)  # -1: no transform's; -2: ended
-        if level == -1 or 0 < level <= (torch._C._functorch.maybe_current_level() or 0):
-            return False
-        self.penalty = None
-        return True
-
     def take(self) -> Tensor | None:
         """Hand over the sum and forget it."""
         penalty, self.penalty = self.penalty, None
@@ -172,7 +162,8 @@ class ActReg(nn.Module):
                 raise RuntimeError(_LOST)
         else:
             pending.lost = False
-            pending.forget_escaped()
+            if pending.penalty is not None and _has_escaped(pending.penalty):
+                pending.penalty = None
             pending.add(penalty)
             pending.forwards += 1
             if pending.forwards == _MANY:
@@ -256,20 +247,24 @@ def collect_penalty(model: nn.Module) -> Tensor:
         raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
     total: Tensor | None = None
     stores = [module._pending for module in model.modules() if isinstance(module, ActReg)]
-    if not is_compiling() and any([store.forget_escaped() for store in stores]):
-        for store in stores:
-            store.take()
+    taken = [store.take() for store in stores]
+    penalties = [penalty for penalty in taken if penalty is not None]
+    if not is_compiling() and any(map(_has_escaped, penalties)):
         raise RuntimeError(_ESCAPED)
-    for store in stores:
-        penalty = store.take()
-        if penalty is not None:
-            total = penalty if total is None else total + penalty.to(total.device)
+    for penalty in penalties:
+        total = penalty if total is None else total + penalty.to(total.device)
     if total is None:
         parameter = next(model.parameters(), None)
         return torch.zeros((), device="cpu" if parameter is None else parameter.device)
     if not is_compiling() and total.requires_grad and any(store.compiled for store in stores):
         _forget_repeated(total, stores)
     return total
+
+
+def _has_escaped(penalty: Tensor) -> bool:
+    """Whether a transform of torch.func made it that is over."""
+    level = torch._C._functorch.maybe_get_level(penalty)  # -1: no transform's; -2: one's that ended
+    return level != -1 and not 0 < level <= (torch._C._functorch.maybe_current_level() or 0)
 
 
 def _forget_repeated(total: Tensor, stores: list[_Pending]) -> None:

@@ -17,6 +17,7 @@ from torch.utils.benchmark import Timer
 from actreg_ext import activations
 
 from . import markdown
+from .cases import REQUIRED
 from .machine import ROOT
 
 PATH = ROOT / "benchmarks" / "instructions.md"
@@ -51,7 +52,7 @@ def every_kernel(inputs: list[torch.Tensor], state: torch.Tensor) -> None:
     """Each loop once, for each input."""
     sums = [1.0, 1.0]
     for name, defaults in activations().items():
-        given = [0.1 if value is None else value for value in defaults.values()]
+        given = list({**defaults, **REQUIRED.get(name, {})}.values())
         for x in inputs:
             one = torch.ones((), dtype=torch.float32)
             for p in (0.0, 0.1):

@@ -184,6 +184,14 @@ def test_errors_are_short(options: dict[str, Any]) -> None:
     assert len(str(raised.value)) < 300
 
 
+@pytest.mark.parametrize("parameters", [{}, {"alpha": 1.0}])
+def test_a_whole_network_is_no_part_of_an_error(parameters: dict[str, Any]) -> None:
+    network = nn.Sequential(*[nn.Linear(1, 1) for _ in range(99)])
+    with pytest.raises(TypeError) as raised:
+        ActReg(network, **parameters)
+    assert "Sequential" in str(raised.value) and "(9)" not in str(raised.value)
+
+
 def test_collect_penalty() -> None:
     assert_refused(lambda: collect_penalty([ActReg()]), TypeError, ["model", "list", "nn.Module"])
 
