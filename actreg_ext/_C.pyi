@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 _Output = TypeVar("_Output", bound=tuple[Tensor, Tensor])
@@ -36,6 +37,7 @@ def forward_(
     """Overwrite x by the output and return the penalty; rng_state None and p > 0 draws."""
 
 def kept(
+    dtype: torch.dtype,
     activation: str,
     parameters: Sequence[float],
     p: float,
@@ -43,7 +45,7 @@ def kept(
     l1: float,
     l2: float,
 ) -> str:
-    """Return what of x is kept for backward: "input", "output", "bits" or "nothing"."""
+    """Return what of an x of dtype backward keeps: "input", "output", "bits" or "nothing"."""
 
 def activations() -> dict[str, dict[str, float | None]]:
     """Return {name: {parameter: default, None where required}} in registry order."""

@@ -59,12 +59,14 @@ def act_reg(
     position in memory only, so the mask is the same on every device, for any number of threads, and
     in `reference.act_reg`; it is not stored.
 
-    Kept for the backward, besides 16 bytes: the input, or less where nothing is lost by it. A bit
-    for each element, where the slope has two values and no more than that is needed: relu, relu6,
+    Kept for the backward, besides 16 bytes: the input, or less where that is enough. A bit for
+    each element, where the slope has two values and no more than that is needed: relu, relu6,
     hardsigmoid, threshold without l2; leaky_relu, hardtanh, hardshrink, softshrink without l1 and
-    l2. Nothing: identity without l1 and l2. The output, which the next layer keeps anyway: relu,
-    relu6, identity and hardshrink otherwise, at p = 0 or, relu and identity, with the penalty on
-    the output. (hardtanh with min_val >= 0 is as relu; threshold < 0 as hardtanh.)
+    l2. Nothing: identity without l1 and l2. The output, which the next layer keeps anyway and which
+    must not be modified before the backward: relu, relu6, identity and hardshrink otherwise, and
+    in float32 and float64 sigmoid, logsigmoid, tanh, softplus (threshold >= 20), leaky_relu,
+    hardtanh and softshrink, at p = 0 or, relu, identity and leaky_relu, with the penalty on the
+    output. (hardtanh with min_val >= 0 is as relu; threshold < 0 as hardtanh.)
 
     Shapes: input any, dense in any memory order (channels_last stays so) or strided (made
     contiguous); output the same shape and dtype; penalty 0-d, float32, or float64 for float64.
@@ -290,10 +292,10 @@ def act_reg_(
     if not training:
         p = 0.0
     on_output = penalty_on == "output"
-    if needs_grad and _C.kept(name, parameters, p, on_output, l1, l2) == "input":
+    if needs_grad and _C.kept(input.dtype, name, parameters, p, on_output, l1, l2) == "input":
         raise RuntimeError(
-            f"act_reg_: with these penalties and p the gradient of {name!r} needs the input, which "
-            f"would be overwritten; use act_reg"
+            f"act_reg_: with these penalties and p the gradient of {name!r} in {input.dtype} needs "
+            f"the input, which would be overwritten; use act_reg"
         )
     if (
         input.device.type not in _DEVICES

@@ -71,7 +71,8 @@ class ActReg(nn.Module):
     `torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True`, which is just that.
 
     `actreg_ext.functional.act_reg` has the formulas, the gradient and the sources, and what is kept
-    of x for the backward: the input, the output, bits or nothing, which the module's repr says.
+    of x for the backward: the input, the output, bits or nothing, which the module's repr says,
+    for the half types (float16 and bfloat16) apart where it is something else.
 
     Args:
         activation: a name from `actreg_ext.activations()` or a torch.nn activation such as
@@ -91,7 +92,7 @@ class ActReg(nn.Module):
     Example:
         >>> layer = ActReg("leaky_relu", l1=0.5, reduction="sum", negative_slope=0.25)
         >>> layer
-        ActReg(leaky_relu(negative_slope=0.25), l1=0.5, reduction=sum, keeps=input)
+        ActReg(leaky_relu(negative_slope=0.25), l1=0.5, reduction=sum, keeps=output (half: input))
         >>> layer(torch.tensor([-4.0, 2.0]))
         tensor([-1.,  2.])
         >>> collect_penalty(layer)
@@ -181,15 +182,19 @@ class ActReg(nn.Module):
         if self.reduction != "mean":
             shown.append(f"reduction={self.reduction}")
         with contextlib.suppress(TypeError, ValueError):  # an attribute that forward will refuse
-            kept = _C.kept(
-                self.activation,
-                tuple(self.activation_parameters.values()),
-                self.p if self.training else 0.0,
-                self.penalty_on == "output",
-                self.l1,
-                self.l2,
+            kept, of_half = (
+                _C.kept(
+                    dtype,
+                    self.activation,
+                    tuple(self.activation_parameters.values()),
+                    self.p if self.training else 0.0,
+                    self.penalty_on == "output",
+                    self.l1,
+                    self.l2,
+                )
+                for dtype in (torch.float32, torch.float16)
             )
-            shown.append(f"keeps={kept}")
+            shown.append(f"keeps={kept}" + (f" (half: {of_half})" if of_half != kept else ""))
         return ", ".join(shown)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -119,11 +119,26 @@ def test_an_input_that_backward_needs_is_not_overwritten(options: dict[str, Any]
     ):
         act_reg_(h, **{"activation": "gelu", **options})
     assert torch.equal(h, before) and torch.equal(torch.get_rng_state(), state)
-    with pytest.raises(RuntimeError, match="'gelu' with these penalties needs the input"):
+    with pytest.raises(RuntimeError, match="'gelu' in Float with these penalties needs the input"):
         torch.ops.actreg.forward_(h, None, "gelu", [], 0.0, False, [0.0, 0.0], False)
     with torch.no_grad():
         act_reg_(h, **{"activation": "gelu", **options})
     assert not torch.equal(h, before)
+
+
+@pytest.mark.parametrize("name", ["tanh", "softplus", "hardtanh"])
+def test_where_the_output_tells_the_slope(name: str, dtype: torch.dtype) -> None:
+    x = torch.randn(100).to(dtype).requires_grad_()
+    options: dict[str, Any] = dict(activation=name, l1=0.5, l2=0.25)
+    h = linear(x)
+    if dtype in table.HALF_TYPES:  # there it has too few digits
+        with pytest.raises(RuntimeError, match=f"'{name}' in {dtype} needs the input"):
+            act_reg_(h, **options)
+        return
+    ours, theirs = act_reg_(h, **options), act_reg(linear(x), **options)
+    dy = torch.randn(100).to(dtype)
+    gradients = [table.gradient(result, x, dy) for result in (ours, theirs)]
+    assert ours.output is h and torch.equal(*gradients)
 
 
 def test_torchs_rules() -> None:

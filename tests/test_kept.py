@@ -22,7 +22,8 @@ NONE, L1, L2, BOTH = {}, {"l1": 0.5}, {"l2": 0.25}, {"l1": 0.5, "l2": 0.25}
 DROPS = {"p": 0.3}
 OF_Y = {"p": 0.3, "penalty_on": "output"}
 POSITIVE = {"min_val": 0.5, "max_val": 2.0}
-# What act_reg keeps for these arguments.
+WIDE = "output (half: input)"
+# What act_reg keeps for these arguments, as repr says it.
 KEPT: list[tuple[str, str, dict[str, Any]]] = [
     *[("bits", "relu", {**penalty, **p}) for penalty in (NONE, L1) for p in (NONE, DROPS, OF_Y)],
     *[("bits", name, {**L1, **DROPS}) for name in ("relu6", "hardsigmoid")],
@@ -47,12 +48,25 @@ KEPT: list[tuple[str, str, dict[str, Any]]] = [
     ("output", "identity", {**L1, **OF_Y}),
     *[("input", name, {**L2, **DROPS}) for name in ("identity", "relu", "relu6", "hardshrink")],
     *[("input", name, {**L2, **OF_Y}) for name in ("relu6", "hardshrink")],
-    ("input", "leaky_relu", {**L1}),
-    ("input", "hardtanh", {**L1}),
+    *[
+        (WIDE, name, penalty)
+        for name in ("sigmoid", "logsigmoid", "tanh", "softplus")
+        for penalty in (NONE, BOTH)
+    ],
+    *[(WIDE, name, {**BOTH}) for name in ("leaky_relu", "hardtanh", "softshrink")],
+    (WIDE, "hardtanh", {**POSITIVE, **L2}),
+    (WIDE, "leaky_relu", {"negative_slope": 0.0, **L2, **OF_Y}),
+    *[("input", name, {**BOTH, **OF_Y}) for name in ("tanh", "hardtanh", "softshrink")],
+    *[("input", name, DROPS) for name in ("tanh", "softplus")],
+    ("input", "leaky_relu", {**L1, **DROPS}),
+    ("input", "leaky_relu", {"negative_slope": -0.5, **L1}),
+    ("input", "softplus", {"threshold": 19.0}),
+    ("input", "softplus", {"beta": -1.0}),
     ("input", "threshold", {"threshold": -0.5, "value": 0.0, **L1}),
-    ("input", "softshrink", {**L1}),
-    *[("input", name, NONE) for name in ("gelu", "tanh", "elu", "relu_squared", "hardswish")],
+    *[("input", name, NONE) for name in ("gelu", "elu", "softsign", "relu_squared", "hardswish")],
 ]
+# Of what is kept as the output: where the slope is another function's.
+INEXACT = ("sigmoid", "logsigmoid", "tanh", "softplus")
 ROWS = pytest.mark.parametrize(("kept", "name", "options"), KEPT, ids=table.describe)
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x,
@@ -70,11 +84,18 @@ def packed(call: Callable[[], object]) -> list[Tensor]:
     return kept
 
 
+def in_dtype(kept: str, dtype: torch.dtype) -> str:
+    if kept == WIDE:
+        return "input" if dtype in table.HALF_TYPES else "output"
+    return kept
+
+
 @ROWS
 def test_bytes(kept: str, name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
     x = torch.randn(3, 43, dtype=dtype, requires_grad=True)
     results: list[Any] = []
     tensors = packed(lambda: results.append(act_reg(x, name, **options)))
+    kept = in_dtype(kept, dtype)
     of_x = {"input": x.nbytes, "output": x.nbytes, "bits": 17, "nothing": 0}[kept]  # 129 bits
     # With bits the mask is in them, if no dropped element has a gradient and no slope is off.
     is_marked = kept == "bits" and name != "leaky_relu"
@@ -112,7 +133,7 @@ def test_gradient_is_that_of_the_input(
     shape: tuple[int, ...],
     dtype: torch.dtype,
 ) -> None:
-    """Bit for bit, also for a dy of another layout."""
+    """Bit for bit wherever the slope is the same function, also for a dy of another layout."""
     x = LAYOUTS[layout](torch.randn(shape).to(dtype)).detach().requires_grad_()
     dense = x.contiguous() if layout == "strided" else x
     dy, seed = torch.randn(x.shape).to(dtype), torch.tensor([5, 0])
@@ -126,7 +147,8 @@ def test_gradient_is_that_of_the_input(
     expected = ops.backward(
         dy, dpenalty, x.detach(), seed, name, parameters, p, on_output, penalties
     )
-    if kept == "output" and p > 0:  # y is rounded after the multiplication with s
+    kept = in_dtype(kept, dtype)
+    if kept == "output" and (p > 0 or name in INEXACT):  # s * a is rounded, or the slope another's
         rounding = 4 * torch.finfo(dtype).eps
         assert_close(dx, expected, rtol=rounding, atol=rounding * float(expected.abs().max()))
     else:
@@ -237,6 +259,39 @@ def test_a_deep_network_keeps_less() -> None:
     assert (
         kept(lambda: ActReg("relu", l2=0.1)) <= activations + 32 * width * 4
     )  # y, the last one's too
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", INEXACT)
+def test_second_derivatives_from_the_output(name: str, layout: str) -> None:
+    """Through y, and back to x by the forward's own node."""
+    base = torch.randn(2, 3, 4, 6, dtype=torch.float64) * 3
+    x = LAYOUTS[layout](base).detach().requires_grad_()
+    dy = torch.randn_like(x, requires_grad=True)
+    results = []
+    for f in (act_reg, reference.act_reg):
+        output, penalty = f(x, name, **BOTH, reduction="sum")
+        inputs = (x, dy)
+        (dx,) = torch.autograd.grad([output, penalty], x, [dy, 0.75 * penalty], create_graph=True)
+        results.append((dx, *torch.autograd.grad(dx.square().sum(), inputs)))
+    assert_close(*results)
+
+
+def test_the_output_is_enough_only_where_it_is() -> None:
+    x = torch.randn(8)
+    call = partial(ops.backward, x, None, x, None)
+    accepted = ("tanh", [], 0.0, False, [0.0, 0.0])
+    assert_close(call(*accepted, True), x * (1 - x * x))
+    for refused in (
+        ("gelu", [], 0.0, False, [0.5, 0.5]),
+        ("leaky_relu", [-0.5], 0.0, False, [0.5, 0.5]),
+        ("tanh", [], 0.5, True, [0.5, 0.5]),
+    ):
+        with pytest.raises(ValueError, match=f"output is not enough .* '{refused[0]}' in Float"):
+            call(*refused, True)
+    half = x.half()
+    with pytest.raises(ValueError, match="output is not enough .* 'tanh' in Half"):
+        ops.backward(half, None, half, None, *accepted, True)
 
 
 def backward_bits(**changed: Any) -> Tensor:

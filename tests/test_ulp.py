@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from actreg_ext import _C
+from actreg_ext.functional import act_reg
 from tests import exact, table
 from tools import ulp, ulp_report
 
@@ -50,6 +51,20 @@ def test_float32_is_as_accurate_as_documented(activation: dict[str, Any]) -> Non
     x = torch.cat([tried(place) for place in places])
     founds = ulp.measure(activation, x, ulp.results(activation, False, x))
     assert_within(founds, [row["value"], row["slope"]])
+
+
+OF_OUTPUT = [variant for variant in table.PLAIN if ulp.output_tells(variant)]
+
+
+@pytest.mark.parametrize("variant", OF_OUTPUT, ids=lambda variant: variant["activation"])
+def test_slopes_from_the_output_are_as_accurate_as_documented(variant: dict[str, Any]) -> None:
+    row = limits("Slopes from the output, float32", variant["activation"])
+    x = torch.cat([tried(float(row[place])) for place in ("at x =", "these at x =")])
+    founds = ulp.measure_slopes(variant, x, ulp.results(variant, False, x, of_output=True))
+    assert_within(founds, [row["ulps"], row["ulps of 1"]])
+    x.requires_grad_()  # and act_reg has these slopes
+    (dx,) = torch.autograd.grad(act_reg(x, **variant).output.sum(), x)
+    assert torch.equal(dx, ulp.results(variant, False, x.detach(), of_output=True)[1])
 
 
 @pytest.mark.parametrize("dtype", ulp.OTHER_DTYPES, ids=table.describe)

@@ -37,7 +37,12 @@ SLOTS_A_BYTE = 132 * 4 * 32 * 1.98e9 / 4.8e12
 
 
 # Elements that cross the memory, and those that are loaded; beside them, bytes of bits.
-TRAFFIC = {"forward": (2, 1, 0.0), "backward": (3, 2, 0.0), "backward_bits": (2, 1, 1 / 8)}
+TRAFFIC = {
+    "forward": (2, 1, 0.0),
+    "backward": (3, 2, 0.0),
+    "backward_output": (3, 2, 0.0),
+    "backward_bits": (2, 1, 1 / 8),
+}
 
 
 class Kernel(NamedTuple):
@@ -103,17 +108,20 @@ def examine(source: Path, architecture: str, folder: str) -> list[Kernel]:
     plain = run("c++filt", *bodies).splitlines()
     kernels = []
     for (name, body), text in zip(bodies.items(), plain, strict=True):
-        what = re.search(r"(\w+)_kernel<(true|false), (?:\w+::)?(\w+)(?:, \w+::(\w+))?>", text)
+        what = re.search(
+            r"(\w+)_kernel<(true|false), (?:\w+::)?(\w+)(?:, (\w+::OfOutput<)?\w+::(\w+))?>", text
+        )
         if what is None:
             continue  # curvature, which has no tiles
         dtype, size = DTYPES[what[3]]
-        loop = sass.main_loop(body, wide_accesses(what[1], size)[0])
+        direction = what[1] + "_output" * bool(what[4])
+        loop = sass.main_loop(body, wide_accesses(direction, size)[0])
         slots, pipe = sass.busiest(loop) if loop else (0, "")
         kernels.append(
             Kernel(
-                what[1],
+                direction,
                 dtype,
-                re.sub(r"(?<!^)([A-Z])", r"_\1", what[4] or "").lower().replace("log_s", "logs"),
+                re.sub(r"(?<!^)([A-Z])", r"_\1", what[5] or "").lower().replace("log_s", "logs"),
                 what[2] == "true",
                 size,
                 int(registers[name]),
@@ -142,8 +150,9 @@ def markdown(kernels: list[Kernel], release: str) -> str:
             cells = []
             for dtype in dtypes:
                 for drops in (False, True):
-                    kernel = by[direction, dtype, activation, drops]
-                    cells.append(f"{kernel.instructions:.0f} ({100 * kernel.share:.0f} %)")
+                    kernel = by.get((direction, dtype, activation, drops))
+                    share = f" ({100 * kernel.share:.0f} %)" if kernel else ""
+                    cells.append(f"{kernel.instructions:.0f}{share}" if kernel else "")
             lines.append(f"| {activation or 'any'} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
@@ -152,6 +161,7 @@ def markdown(kernels: list[Kernel], release: str) -> str:
 TITLES = {
     "forward": "Forward",
     "backward": "Backward",
+    "backward_output": "Backward from the output",
     "backward_bits": "Backward from bits (dropout: where the mask is drawn again)",
 }
 HEAD = """\

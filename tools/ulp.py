@@ -1,10 +1,11 @@
 """Find the largest errors of the CPU's kernels by trying every float: make ulp.
 
-Writes docs/accuracy.md, which says what is measured. The package computes y and, backward from
-dy = 1, dx = act'(x), in the instruction set that ATEN_CPU_CAPABILITY names; tests/exact.cpp, a
-library, knows the truth and counts the errors. The 2^32 bit patterns are cut into intervals, which
-processes of one thread each take. All of them are tried in the best instruction set (or the one
-that is named), and every 17th in those below it and by PyTorch.
+Writes docs/accuracy.md, which says what is measured. The package computes y and, backward from dy =
+1, dx = act'(x), from x or, where that is kept instead, from y, in the instruction set that
+ATEN_CPU_CAPABILITY names; tests/exact.cpp, a library, knows the truth and counts the errors. The
+2^32 bit patterns are cut into intervals, which processes of one thread each take. All of them are
+tried in the best instruction set (or the one that is named), and every 17th in those below it and
+by PyTorch.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.utils import cpp_extension
 
 import actreg_ext
-from actreg_ext import _C, reference
+from actreg_ext import _C, ops, reference
 from actreg_ext.functional import act_reg
 from tests import table
 from tools import ulp_report
@@ -73,6 +74,7 @@ def merged(a: Founds, b: Founds) -> Founds:
 class Task(NamedTuple):
     variant: dict[str, Any]
     is_eager: bool
+    of_output: bool  # the slopes as they are where backward has the output and not x
     first: int
     stride: int
 
@@ -100,16 +102,19 @@ def parameters_of(variant: dict[str, Any]) -> tuple[str, tuple[float, ...]]:
     return values.pop("activation"), tuple(values.values())
 
 
-def results(variant: dict[str, Any], is_eager: bool, x: Tensor) -> tuple[Tensor, Tensor]:
+def results(
+    variant: dict[str, Any], is_eager: bool, x: Tensor, *, of_output: bool = False
+) -> tuple[Tensor, Tensor]:
     """Values and slopes."""
-    x = x.detach().requires_grad_()
+    name, parameters = parameters_of(variant)
+    dy = ones(x.numel(), x.dtype)
     if is_eager:
-        name, parameters = parameters_of(variant)
+        x = x.detach().requires_grad_()
         y = reference.ACTIVATIONS[name][0](x, *parameters)
-    else:
-        y = act_reg(x, **variant).output
-    (dx,) = torch.autograd.grad(y, x, ones(x.numel(), x.dtype))
-    return y.detach(), dx
+        return y.detach(), torch.autograd.grad(y, x, dy)[0]
+    y = act_reg(x, **variant).output
+    attributes = (name, parameters, 0.0, False, (0.0, 0.0))
+    return y, ops.backward(dy, None, y if of_output else x, None, *attributes, of_output)
 
 
 @cache
@@ -117,10 +122,15 @@ def ones(n: int, dtype: torch.dtype) -> Tensor:
     return torch.ones(n, dtype=dtype)
 
 
-def measure(variant: dict[str, Any], x: Tensor, got: tuple[Tensor, Tensor]) -> Founds:
-    """The errors of values and slopes, for x that are finite, in ulps of their dtype."""
+def measure(
+    variant: dict[str, Any], x: Tensor, got: tuple[Tensor, Tensor], least: float = 0.0
+) -> Founds:
+    """The errors of values and slopes, for x that are finite, in ulps of their dtype.
+
+    What is less than `least` has no smaller ulps than that.
+    """
     info = torch.finfo(x.dtype)
-    form = Format(info.smallest_normal, 2.0 ** round(math.log2(info.max) - 1), info.eps)
+    form = Format(max(info.smallest_normal, least), 2.0 ** round(math.log2(info.max) - 1), info.eps)
     wide = x.dtype if x.dtype == torch.float64 else torch.float32  # has all numbers of a half type
     tensors = [tensor.to(wide).contiguous() for tensor in (x, *got)]
     name, parameters = parameters_of(variant)
@@ -138,29 +148,37 @@ def measure(variant: dict[str, Any], x: Tensor, got: tuple[Tensor, Tensor]) -> F
     return tuple(Found(e.worst, e.at, e.nearest, x.numel()) for e in errors)
 
 
-def measure_chunk(variant: dict[str, Any], is_eager: bool, first: int, stride: int) -> Founds:
-    """The errors for the multiples of `stride` among the patterns from `first` on."""
+def measure_slopes(variant: dict[str, Any], x: Tensor, got: tuple[Tensor, Tensor]) -> Founds:
+    """The errors of slopes, of at most 1, in ulps and in ulps of 1."""
+    return measure(variant, x, got)[1], measure(variant, x, got, least=1.0)[1]
+
+
+def measure_chunk(task: Task, first: int) -> Founds:
+    """The errors for the task's share of the patterns from `first` on."""
+    variant, is_eager, of_output, _, stride = task
+    measured = measure_slopes if of_output else measure
     start = first + -first % stride
     bits = torch.arange(start - first, CHUNK, stride, dtype=torch.int32)
     bits += first - 2**32 * (first >= 2**31)
     x = bits.view(torch.float32)
-    got = results(variant, is_eager, x)
+    got = results(variant, is_eager, x, of_output=of_output)
     if first % 2**31 + CHUNK <= SPECIAL:
-        return measure(variant, x, got)
+        return measured(variant, x, got)
     finite, nan = x.isfinite(), x.isnan()
     # What NaN and the infinities give is the matter of tests/test_specials.py; here, that all NaN
     # give the same.
-    for result, one in zip(got, results(variant, False, torch.tensor([math.nan])), strict=True):
+    of_nan = results(variant, False, torch.tensor([math.nan]), of_output=of_output)
+    for result, one in zip(got, of_nan, strict=True):
         if not is_eager and not result[nan].isclose(one, 0, 0, equal_nan=True).all():
             raise ValueError(f"{variant}: not the same for every NaN")
-    return measure(variant, x[finite], (got[0][finite], got[1][finite]))
+    return measured(variant, x[finite], (got[0][finite], got[1][finite]))
 
 
 def sweep(task: Task) -> tuple[Founds, Founds]:
     """The errors in an interval of patterns; and of these, where activations bend."""
     whole = bent = (Found(), Found())
     for first in range(task.first, task.first + TASK, CHUNK):
-        founds = measure_chunk(task.variant, task.is_eager, first, task.stride)
+        founds = measure_chunk(task, first)
         whole = merged(whole, founds)
         bent = merged(bent, founds) if first % 2**31 in BENT else bent
     return whole, bent
@@ -187,23 +205,36 @@ def single_threaded() -> None:
     torch.set_num_threads(1)
 
 
-def run(text: str, capability: str, is_eager: bool, stride: int) -> list[ulp_report.Row]:
+def output_tells(variant: dict[str, Any]) -> bool:
+    """Whether backward has the output and not x, without penalties and dropout."""
+    return _C.kept(torch.float32, *parameters_of(variant), 0.0, False, 0.0, 0.0) == "output"
+
+
+def run(
+    text: str, capability: str, is_eager: bool, stride: int, *, of_output: bool = False
+) -> list[ulp_report.Row]:
     """The activations with that text in their names, computed in one instruction set."""
     os.environ["ATEN_CPU_CAPABILITY"] = capability.lower()
     context = multiprocessing.get_context("spawn")  # processes that read the environment again
     rows = []
     with ProcessPoolExecutor(os.cpu_count(), context, single_threaded) as workers:
         for variant in (v for v in table.PLAIN if text in v["activation"]):
+            if of_output and not output_tells(variant):
+                continue
             start, name = time.perf_counter(), variant["activation"]
-            tasks = [Task(variant, is_eager, first, stride) for first in range(0, 2**32, TASK)]
+            tasks = [
+                Task(variant, is_eager, of_output, first, stride) for first in range(0, 2**32, TASK)
+            ]
             parts = zip(*workers.map(sweep, tasks), strict=True)
             whole, bent = (reduce(merged, part) for part in parts)
             others = [
-                workers.submit(measure_other, variant, is_eager, dtype) for dtype in OTHER_DTYPES
+                workers.submit(measure_other, variant, is_eager, dtype)
+                for dtype in (() if of_output else OTHER_DTYPES)
             ]
             rows.append(ulp_report.Row(name, whole, bent, [other.result() for other in others]))
             errors = " and ".join(f"{found.worst:.4g} at {found.at:.9g}" for found in whole)
             what = f"PyTorch {capability}" if is_eager else capability
+            what += " slopes of the output," if of_output else ""
             print(f"{what} {name}: {errors}, {time.perf_counter() - start:.1f} s", flush=True)
     return rows
 
@@ -218,7 +249,11 @@ def main() -> None:
     best, *others = sets[sets.index(_C.cpu_capability()) :]
     ours = {best: run(only, best, False, stride)}
     ours |= {other: run(only, other, False, STRIDE * stride) for other in others}
-    text = ulp_report.page(ours, run(only, best, True, STRIDE * stride))
+    of_output = (
+        run(only, best, False, stride, of_output=True),
+        run(only, best, True, STRIDE * stride, of_output=True),
+    )
+    text = ulp_report.page(ours, run(only, best, True, STRIDE * stride), of_output)
     if only:
         text = ulp_report.updated(ulp_report.PATH.read_text(), text)
     if stride == 1:

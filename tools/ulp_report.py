@@ -22,7 +22,9 @@ what stands below it and for PyTorch every 17th. Of float16 and bfloat16 all wer
 2^20 random ones, three in four of them 2^-10 to 2^9.5 in size and the others of any exponent, so
 that there may be larger errors. Parameters are the defaults{required}.
 
-- *Value* is y = act(x) without penalties and dropout, *slope* is dx for dy = 1.
+- *Value* is y = act(x) without penalties and dropout, *slope* is dx for dy = 1, computed from x. In
+  float32 and float64, without dropout, backward of {of_output} has
+  y and not x: the last table, in ulps and in ulps of 1, the largest slope.
 - One ulp is the distance of the dtype's neighbouring numbers around the exact result, also where
   these are denormal. Infinity is where the number after the largest would be. NaN that should be
   a number is off by inf.
@@ -71,6 +73,17 @@ def float32_table(title: str, rows: list[Row], eager: list[Row] | None) -> str:
     return table_of(f"float32, {title}", columns, lines)
 
 
+def output_table(title: str, ours: list[Row], eager: list[Row]) -> str:
+    columns = ["ulps", "at x =", "ulps of 1", "these at x =", "PyTorch's ulps", "PyTorch's of 1"]
+    lines = []
+    for row, other in zip(ours, eager, strict=True):
+        line = [f"`{row.name}`"]
+        for found in row.whole:
+            line += [number(found.worst), f"{found.at:.9g}"]
+        lines.append(line + [number(found.worst) for found in other.whole])
+    return table_of(f"Slopes from the output, float32, {title}", columns, lines)
+
+
 def others_table(title: str, rows: list[Row]) -> str:
     columns = [f"{dtype} {what}" for dtype in DTYPES for what in ("value", "slope")]
     lines = [
@@ -80,17 +93,20 @@ def others_table(title: str, rows: list[Row]) -> str:
     return table_of(f"Other dtypes, {title}", columns, lines)
 
 
-def page(ours: dict[str, list[Row]], eager: list[Row]) -> str:
+def page(
+    ours: dict[str, list[Row]], eager: list[Row], of_output: tuple[list[Row], list[Row]]
+) -> str:
     """The whole page; the instruction set that comes first is the best."""
     best = next(iter(ours))
     required = [f", {table.describe(variant)}" for variant in table.PLAIN if len(variant) > 1]
     version = torch.__version__.split("+")[0]
-    text = HEAD.format(best=best, required="".join(required), torch=version)
+    names = ", ".join(row.name for row in of_output[0])
+    text = HEAD.format(best=best, required="".join(required), torch=version, of_output=names)
     for name, rows in ours.items():
         text += float32_table(name, rows, eager if name == best else None)
     for name, rows in {**ours, "PyTorch": eager}.items():
         text += others_table(name, rows)
-    return text
+    return text + output_table(best, *of_output)
 
 
 def keyed(text: str) -> list[tuple[str, str]]:

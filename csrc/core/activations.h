@@ -54,6 +54,7 @@ struct ReluSquared : NoParameters {  // relu(x)^2, "Primer", arXiv:2109.08668
 
 struct Hardtanh {  // min(max(x, min_val), max_val)
   static constexpr const char* name = "hardtanh";
+  static constexpr bool kIsIdempotent = true;
   double min_val = -1, max_val = 1;
   static constexpr std::array<Parameter<Hardtanh>, 2> parameters() {
     return {{{"min_val", &Hardtanh::min_val}, {"max_val", &Hardtanh::max_val}}};
@@ -79,6 +80,7 @@ struct Relu6 : NoParameters {  // min(max(x, 0), 6)
 
 struct LeakyRelu {  // max(x, 0) + negative_slope * min(x, 0)
   static constexpr const char* name = "leaky_relu";
+  static constexpr bool kIsHomogeneous = true;
   double negative_slope = 0.01;
   static constexpr std::array<Parameter<LeakyRelu>, 1> parameters() {
     return {{{"negative_slope", &LeakyRelu::negative_slope}}};

@@ -5,17 +5,19 @@
 // - if the slope has two values and no more is asked for: a bit for each element tells which. Where
 //   the gradient of a dropped element is 0 its bit is off, and backward draws no mask. A slope of
 //   one value needs nothing.
-// - if the output has the slope and the value that x has: the next layer keeps it anyway.
-// Nothing is lost by either, but at a NaN: there sign(a) is 0, and with bits it counts as positive.
-// (tanh, sigmoid and elu have slopes that are functions of y too, but from a rounded y they would
-// have fewer digits. A penalty on the output is on what is stored as y: its gradient may be of
-// that.)
+// - if the output tells the slope, which the next layer keeps anyway: because it has the slope and
+//   the value that x has, or by a function of its own (slope_of_output).
+// Nothing is lost by bits, but at a NaN: there sign(a) is 0, and with bits it counts as positive.
+// Nor by the output: its functions are as exact as from x (leaky_relu, hardtanh and softshrink to
+// the bit) or, sigmoid's and tanh's, as PyTorch has them. But those of elu and softsign would be
+// less exact than PyTorch's, and in a half type, where y has few digits, all of them than from x.
+// A penalty on the output is on what is stored as y: its gradient may be of that.
 #pragma once
 
 #include <type_traits>
 
+#include "core/of_output.h"
 #include "core/problem.h"
-#include "core/registry.h"
 
 namespace actreg {
 
@@ -23,16 +25,6 @@ template <class Act, class = void>
 constexpr bool kHasTwoSlopes = false;
 template <class Act>
 constexpr bool kHasTwoSlopes<Act, std::void_t<decltype(&Act::two_slopes)>> = true;
-
-// act(act(x)) is act(x), slopes included; and act(c * x) is c * act(x) for c > 0.
-template <class Act, class = void>
-constexpr bool kIsIdempotent = false;
-template <class Act>
-constexpr bool kIsIdempotent<Act, std::void_t<decltype(Act::kIsIdempotent)>> = true;
-template <class Act, class = void>
-constexpr bool kIsHomogeneous = false;
-template <class Act>
-constexpr bool kIsHomogeneous<Act, std::void_t<decltype(Act::kIsHomogeneous)>> = true;
 
 enum class Kept { kInput, kOutput, kBits, kNothing };
 
@@ -49,6 +41,9 @@ inline State state_of(const Problem& problem) {
   const bool has_l2 = !penalty.is_weighted || penalty.l2 != 0;
   const uint32_t threshold = problem.dropout.threshold;
   const bool dropped_count = problem.counted > threshold;
+  bool is_half = false;
+  visit([&](auto element) { is_half = kIsHalf<typename decltype(element)::type>; },
+        problem.element);
   State state;
   visit(
       [&](auto act) {
@@ -64,7 +59,7 @@ inline State state_of(const Problem& problem) {
         }
         // With dropout y is s * a where it is kept: then the penalty has to be a function of that.
         const bool is_of_y = kIsHomogeneous<Act> && !dropped_count && penalty.is_weighted;
-        if (kIsIdempotent<Act> && (!problem.drops() || (is_of_y && threshold > 0))) {
+        if (output_tells(act, is_half) && (!problem.drops() || (is_of_y && threshold > 0))) {
           state.kept = Kept::kOutput;
         }
       },

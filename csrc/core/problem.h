@@ -17,6 +17,8 @@ struct BFloat16 {
   uint16_t bits;
 };
 template <class E>
+constexpr bool kIsHalf = sizeof(E) == 2;
+template <class E>
 struct ElementType {
   using type = E;
 };
@@ -25,7 +27,7 @@ using Element =
 
 // Elements are in memory order; pointers need the alignment of one element only.
 struct Task {
-  const void* x = nullptr;
+  const void* x = nullptr;   // or, for backward, the output: see Problem
   const void* dy = nullptr;  // backward only
   void* out = nullptr;       // y, or dx
   // One for each element, bit i % 8 of byte i / 8: on if the slope is `on` (TwoSlopes) and
@@ -46,6 +48,7 @@ struct Task {
 struct Problem : Task {
   Activation activation;
   Element element;
+  bool x_is_output = false;     // backward only: see Note [What is kept for backward]
   double c1 = 0, c2_twice = 0;  // backward on the CPU only: see Slopes in operator.h
 };
 

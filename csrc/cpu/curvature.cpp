@@ -1,6 +1,6 @@
 // Second derivatives on the CPU: the operator of core/operator.h on dual numbers. Layer: cpu.
 #include "core/dual.h"
-#include "core/registry.h"
+#include "core/of_output.h"
 #include "cpu/kernels.h"
 
 namespace actreg {
@@ -15,7 +15,7 @@ void curvature(const Problem& problem, int64_t begin, int64_t end) {
   };
   double* out = static_cast<double*>(problem.out);
   const Slopes<Number, bool> c{Number(problem.c1), Number(problem.c2_twice), problem.c2_twice != 0};
-  visit(
+  visit_of_x(
       [&](auto act) {
         for (int64_t i = begin; i < end; ++i) {
           const uint32_t r = problem.drops() ? random_bits(problem.dropout, i) : 0;
@@ -25,7 +25,7 @@ void curvature(const Problem& problem, int64_t begin, int64_t end) {
                        .derivative;
         }
       },
-      problem.activation);
+      problem);
 }
 
 }  // namespace cpu

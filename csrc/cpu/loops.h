@@ -149,38 +149,43 @@ ACTREG_OUT_OF_LINE void backward_bits_loop(const Problem& problem, const TwoSlop
   }
 }
 
-// The dispatcher: from a problem's activation, element and dropout to the loop made for them.
-template <class Launch>
+// From an activation and a problem's element and dropout to the loop made for them.
+template <class Act, class Launch>
 ACTREG_HD void dispatch(const Problem& problem, Launch launch) {
   visit(
-      [&](auto act) {
-        visit(
-            [&](auto element) {
-              if (problem.drops()) {
-                launch(act, element, std::true_type{});
-              } else {
-                launch(act, element, std::false_type{});
-              }
-            },
-            problem.element);
+      [&](auto element) {
+        using E = typename decltype(element)::type;
+        if (problem.drops()) {
+          if constexpr (kIsChosen<Act, E, true>) launch(element, std::true_type{});
+        } else {
+          if constexpr (kIsChosen<Act, E, false>) launch(element, std::false_type{});
+        }
       },
-      problem.activation);
+      problem.element);
 }
 
 ACTREG_FLATTEN PenaltySums<double> forward(const Problem& problem, int64_t begin, int64_t end) {
   PenaltySums<double> sums{0, 0};
-  dispatch(problem, [&](auto act, auto element, auto drops) {
-    sums = forward_loop<decltype(drops)::value, typename decltype(element)::type>(act, problem,
-                                                                                  begin, end);
-  });
+  visit(
+      [&](auto act) {
+        dispatch<decltype(act)>(problem, [&](auto element, auto drops) {
+          using E = typename decltype(element)::type;
+          sums = forward_loop<decltype(drops)::value, E>(act, problem, begin, end);
+        });
+      },
+      problem.activation);
   return sums;
 }
 
 ACTREG_FLATTEN void backward(const Problem& problem, int64_t begin, int64_t end) {
-  dispatch(problem, [&](auto act, auto element, auto drops) {
-    backward_loop<decltype(drops)::value, typename decltype(element)::type>(act, problem, begin,
-                                                                            end);
-  });
+  visit_of_x(
+      [&](auto act) {
+        dispatch<decltype(act)>(problem, [&](auto element, auto drops) {
+          using E = typename decltype(element)::type;
+          backward_loop<decltype(drops)::value, E>(act, problem, begin, end);
+        });
+      },
+      problem);
 }
 
 ACTREG_FLATTEN void backward_bits(const Problem& problem, const TwoSlopes& slopes, int64_t begin,

@@ -94,11 +94,18 @@ cudaError_t backward_of(const Problem& problem, const Launch& launch, const Rand
                         const void* dpenalty, bool dy_is_scalar) {
   const bool is_aligned =
       are_aligned({problem.x, problem.out, dy_is_scalar ? nullptr : problem.dy});
-  return dispatch(problem, [&](auto act, auto drops) {
-    return run(backward_kernel<decltype(drops)::value, E, decltype(act)>, tiles_of<E>(launch.n),
-               launch, act, static_cast<const Task&>(problem), launch.n, is_aligned, random,
-               static_cast<const typename NumberOf<E>::Sum*>(dpenalty), dy_is_scalar);
-  });
+  cudaError_t error = cudaSuccess;
+  visit_of_x(
+      [&](auto act) {
+        error = dispatch<decltype(act), E>(problem, [&](auto drops) {
+          return run(backward_kernel<decltype(drops)::value, E, decltype(act)>,
+                     tiles_of<E>(launch.n), launch, act, static_cast<const Task&>(problem),
+                     launch.n, is_aligned, random,
+                     static_cast<const typename NumberOf<E>::Sum*>(dpenalty), dy_is_scalar);
+        });
+      },
+      problem);
+  return error;
 }
 
 }  // namespace cuda

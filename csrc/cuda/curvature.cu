@@ -1,6 +1,7 @@
 // Second derivatives: the operator on dual numbers, one element a thread. Layer: cuda.
 // Rare, so short rather than fast.
 #include "core/dual.h"
+#include "core/of_output.h"
 #include "core/operator.h"
 #include "cuda/launch.cuh"
 
@@ -33,13 +34,13 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t curvature(const Problem& problem, const Launch& launch, const RandomState& random,
                       const void* dpenalty, bool dy_is_scalar) {
   cudaError_t error = cudaSuccess;
-  visit(
+  visit_of_x(
       [&](auto act) {
         error = run(curvature_kernel<decltype(act)>, (launch.n + kThreads - 1) / kThreads, launch,
                     act, static_cast<const Task&>(problem), launch.n, random,
                     static_cast<const double*>(dpenalty), dy_is_scalar);
       },
-      problem.activation);
+      problem);
   return error;
 }
 

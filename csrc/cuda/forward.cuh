@@ -101,11 +101,17 @@ template <class E>
 cudaError_t forward_of(const Problem& problem, const Launch& launch, const RandomState& random,
                        void* penalty, Workspace* workspace) {
   const bool is_aligned = are_aligned({problem.x, problem.out});
-  return dispatch(problem, [&](auto act, auto drops) {
-    return run(forward_kernel<decltype(drops)::value, E, decltype(act)>, parts_of<E>(launch.n),
-               launch, act, static_cast<const Task&>(problem), launch.n, is_aligned, random,
-               penalty, workspace);
-  });
+  cudaError_t error = cudaSuccess;
+  visit(
+      [&](auto act) {
+        error = dispatch<decltype(act), E>(problem, [&](auto drops) {
+          return run(forward_kernel<decltype(drops)::value, E, decltype(act)>,
+                     parts_of<E>(launch.n), launch, act, static_cast<const Task&>(problem),
+                     launch.n, is_aligned, random, penalty, workspace);
+        });
+      },
+      problem.activation);
+  return error;
 }
 
 }  // namespace cuda

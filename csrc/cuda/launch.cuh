@@ -8,7 +8,7 @@
 #include <initializer_list>
 #include <type_traits>
 
-#include "core/registry.h"
+#include "core/of_output.h"
 #include "cuda/tile.cuh"
 
 namespace actreg {
@@ -36,16 +36,15 @@ inline bool are_aligned(std::initializer_list<const void*> pointers) {
                      [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; });
 }
 
-// Returns launch(activation, std::true_type if there is dropout).
-template <class F>
+// Returns launch(std::true_type if there is dropout).
+template <class Act, class E, class F>
 cudaError_t dispatch(const Problem& problem, F launch) {
-  cudaError_t error = cudaSuccess;
-  visit(
-      [&](auto act) {
-        error = problem.drops() ? launch(act, std::true_type{}) : launch(act, std::false_type{});
-      },
-      problem.activation);
-  return error;
+  if (problem.drops()) {
+    if constexpr (kIsChosen<Act, E, true>) return launch(std::true_type{});
+  } else {
+    if constexpr (kIsChosen<Act, E, false>) return launch(std::false_type{});
+  }
+  return cudaErrorInvalidValue;
 }
 
 template <class... Parameters, class... Arguments>

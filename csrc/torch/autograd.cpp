@@ -80,7 +80,7 @@ Results differentiable(const Tensor& x, const Attributes& a, bool wants_bits, Ke
   Problem problem;
   State state;
   if (requires_grad) {
-    problem = problem_of(a);
+    problem = make_problem(x, a);
     state = state_of(problem);
     problem.marked = state.marked;
   }
@@ -88,9 +88,9 @@ Results differentiable(const Tensor& x, const Attributes& a, bool wants_bits, Ke
   if (const Tensor dx = tangent(x); dx.defined()) {
     const Tensor at = *primal(x);
     const OptionalTensor rng_state = optional(results.rng_state);
-    results.output._set_fw_grad(call(backward_operator(), dx, std::nullopt, at, rng_state, a), 0,
-                                false);
-    results.penalty._set_fw_grad(penalty_direction(dx, at, rng_state, a), 0, false);
+    results.output._set_fw_grad(
+        call(backward_operator(), dx, std::nullopt, at, rng_state, a, false), 0, false);
+    results.penalty._set_fw_grad(penalty_direction(dx, at, rng_state, a, false), 0, false);
   }
   if (requires_grad) set_history(x, results, a, problem, state);  // may keep the output as it is
   return results;
@@ -138,13 +138,14 @@ std::tuple<Tensor, Tensor> forward_in_place_autograd(c10::DispatchKeySet keys, c
   torch::autograd::check_inplace(x, requires_grad);
   TORCH_CHECK_NOT_IMPLEMENTED(!tangent(x).defined(),
                               "actreg::forward_: forward mode is not implemented in place");
-  Problem problem = problem_of(a);
+  Problem problem = make_problem(x, a);
   State state;
   if (requires_grad) {
     state = state_of(problem);
     problem.marked = state.marked;
     TORCH_CHECK(state.kept != Kept::kInput, "actreg::forward_: the gradient of '", activation,
-                "' with these penalties needs the input, which would be overwritten");
+                "' in ", x.scalar_type(),
+                " with these penalties needs the input, which would be overwritten");
     TORCH_CHECK(!x.is_view(), "actreg::forward_: x is a view, and requires a gradient");
   }
   Results results{x, Tensor(), tensor_or_none(rng_state), Tensor()};

@@ -12,18 +12,18 @@ namespace {
 
 Tensor backward_autograd(c10::DispatchKeySet keys, const OptionalTensor& dy,
                          const OptionalTensor& dpenalty, const Tensor& x,
-                         const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
+                         const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
   const Attributes a{ACTREG_ATTRIBUTE_NAMES};
   Tensor dx;
   {
     const at::AutoDispatchBelowADInplaceOrView below;
     dx = backward_operator().redispatch(keys & c10::after_autograd_keyset, dy, dpenalty, x,
-                                        rng_state, ACTREG_ATTRIBUTE_NAMES);
+                                        rng_state, ACTREG_ATTRIBUTE_NAMES, x_is_output);
   }
   const Tensor dy_or_none = tensor_or_none(dy), dpenalty_or_none = tensor_or_none(dpenalty);
   if (torch::autograd::compute_requires_grad(dy_or_none, dpenalty_or_none, x)) {
     auto node = make_node<ActRegBackwardBackward>(
-        torch::autograd::collect_next_edges(dy_or_none, dpenalty_or_none, x), a,
+        torch::autograd::collect_next_edges(dy_or_none, dpenalty_or_none, x), a, x_is_output,
         std::array<Tensor, 4>{dy_or_none, dpenalty_or_none, x, tensor_or_none(rng_state)});
     torch::autograd::set_history(dx, node);
   }
@@ -32,11 +32,12 @@ Tensor backward_autograd(c10::DispatchKeySet keys, const OptionalTensor& dy,
     const Tensor at = *primal(x);
     Tensor total;
     if (dy_t.defined() || dpenalty_t.defined()) {
-      total = call(backward_operator(), optional(dy_t), optional(dpenalty_t), at, rng_state, a);
+      total = call(backward_operator(), optional(dy_t), optional(dpenalty_t), at, rng_state, a,
+                   x_is_output);
     }
     if (x_t.defined()) {
       const auto curved =
-          call(curvature_operator(), primal(dy), primal(dpenalty), at, rng_state, a);
+          call(curvature_operator(), primal(dy), primal(dpenalty), at, rng_state, a, x_is_output);
       total = plus(total, curved * x_t);
     }
     dx._set_fw_grad(total, 0, false);
@@ -76,7 +77,7 @@ Tensor backward_bits_autograd(c10::DispatchKeySet keys, const OptionalTensor& dy
 // Third derivatives: refused, where something asks for them.
 Tensor curvature_autograd(c10::DispatchKeySet keys, const OptionalTensor& dy,
                           const OptionalTensor& dpenalty, const Tensor& x,
-                          const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
+                          const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
   for (const OptionalTensor& tensor : {dy, dpenalty, OptionalTensor(x)}) {
     TORCH_CHECK_NOT_IMPLEMENTED(!tangent(tensor).defined(),
                                 "actreg: the third derivative is not implemented; "
@@ -86,7 +87,7 @@ Tensor curvature_autograd(c10::DispatchKeySet keys, const OptionalTensor& dy,
   {
     const at::AutoDispatchBelowADInplaceOrView below;
     result = curvature_operator().redispatch(keys & c10::after_autograd_keyset, dy, dpenalty, x,
-                                             rng_state, ACTREG_ATTRIBUTE_NAMES);
+                                             rng_state, ACTREG_ATTRIBUTE_NAMES, x_is_output);
   }
   const Tensor dy_or_none = tensor_or_none(dy), dpenalty_or_none = tensor_or_none(dpenalty);
   if (torch::autograd::compute_requires_grad(dy_or_none, dpenalty_or_none, x)) {

@@ -167,8 +167,8 @@ std::tuple<Tensor, Tensor> forward_in_place_cpu(const Tensor& x, const OptionalT
 template <class Kernel>
 Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTensor& dpenalty,
                     const Tensor& input, const OptionalTensor& rng_state,
-                    const Attributes& attributes) {
-  Problem problem = backward_problem(dy, dpenalty, input, attributes);
+                    const Attributes& attributes, bool x_is_output) {
+  Problem problem = backward_problem(dy, dpenalty, input, attributes, x_is_output);
   read_rng_state(problem, rng_state);
   read_gradient(problem, dpenalty);
   const Tensor x = dense(input), gradient = with_layout_of(x, dy);
@@ -182,8 +182,9 @@ Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTenso
 }
 
 Tensor backward_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                    const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
-  return run_backward(cpu_kernels().backward, dy, dpenalty, x, rng_state, {ACTREG_ATTRIBUTE_NAMES});
+                    const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
+  return run_backward(cpu_kernels().backward, dy, dpenalty, x, rng_state, {ACTREG_ATTRIBUTE_NAMES},
+                      x_is_output);
 }
 
 Tensor backward_bits_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty,
@@ -207,10 +208,11 @@ Tensor backward_bits_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalt
 }
 
 Tensor curvature_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                     const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
+                     const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
   const auto run = [&](const OptionalTensor& wide_dy, const OptionalTensor& gradient,
                        const Tensor& wide_x, const Attributes& attributes) {
-    return run_backward(cpu::curvature, wide_dy, gradient, wide_x, rng_state, attributes);
+    return run_backward(cpu::curvature, wide_dy, gradient, wide_x, rng_state, attributes,
+                        x_is_output);
   };
   return in_double(run, dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES});
 }

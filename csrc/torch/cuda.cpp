@@ -173,8 +173,8 @@ Tensor launch_backward(Problem& problem, const OptionalTensor& dy, const Optiona
 template <class Kernel>
 Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTensor& dpenalty,
                     const Tensor& input, const OptionalTensor& rng_state,
-                    const Attributes& attributes) {
-  Problem problem = backward_problem(dy, dpenalty, input, attributes);
+                    const Attributes& attributes, bool x_is_output) {
+  Problem problem = backward_problem(dy, dpenalty, input, attributes, x_is_output);
   if (problem.drops()) check_rng_state(rng_state, input.device());
   const c10::cuda::CUDAGuard guard(input.device());
   const Tensor x = dense(input);
@@ -205,15 +205,17 @@ Tensor backward_bits_cuda(const OptionalTensor& dy, const OptionalTensor& dpenal
 }
 
 Tensor backward_cuda(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                     const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
-  return run_backward(cuda::backward, dy, dpenalty, x, rng_state, {ACTREG_ATTRIBUTE_NAMES});
+                     const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
+  return run_backward(cuda::backward, dy, dpenalty, x, rng_state, {ACTREG_ATTRIBUTE_NAMES},
+                      x_is_output);
 }
 
 Tensor curvature_cuda(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                      const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
+                      const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
   const auto run = [&](const OptionalTensor& wide_dy, const OptionalTensor& gradient,
                        const Tensor& wide_x, const Attributes& attributes) {
-    return run_backward(cuda::curvature, wide_dy, gradient, wide_x, rng_state, attributes);
+    return run_backward(cuda::curvature, wide_dy, gradient, wide_x, rng_state, attributes,
+                        x_is_output);
   };
   return in_double(run, dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES});
 }

@@ -71,11 +71,13 @@ Tensor act_reg_in_place(const Tensor& x, OptionalTensor rng_state, c10::string_v
   return penalty;
 }
 
-// What forward keeps of x for backward, if the input requires a gradient.
-const char* kept(c10::string_view activation, const std::vector<double>& parameters, double p,
-                 bool on_output, double l1, double l2) {
+// What forward keeps of an x of that type for backward, if it requires a gradient.
+const char* kept(at::ScalarType dtype, c10::string_view activation,
+                 const std::vector<double>& parameters, double p, bool on_output, double l1,
+                 double l2) {
   const double coefficients[] = {l1, l2};
-  const Problem problem = problem_of({activation, parameters, p, on_output, coefficients});
+  Problem problem = problem_of({activation, parameters, p, on_output, coefficients});
+  problem.element = element_of(dtype);
   switch (state_of(problem).kept) {
     case Kept::kInput:
       return "input";
@@ -131,8 +133,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("forward_", torch::wrap_pybind_function_no_gil(act_reg_in_place), py::arg("x"),
         py::arg("rng_state"), py::arg("activation"), py::arg("parameters"), py::arg("p"),
         py::arg("on_output"), py::arg("l1"), py::arg("l2"));
-  m.def("kept", &kept, py::arg("activation"), py::arg("parameters"), py::arg("p"),
-        py::arg("on_output"), py::arg("l1"), py::arg("l2"));
+  m.def("kept", torch::wrap_pybind_function(kept), py::arg("dtype"), py::arg("activation"),
+        py::arg("parameters"), py::arg("p"), py::arg("on_output"), py::arg("l1"), py::arg("l2"));
   m.def("activations", &activations);
   m.def("build_info", &build_info);
   m.def("cpu_capability", [] { return cpu_kernels().name; });

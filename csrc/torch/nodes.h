@@ -72,9 +72,9 @@ struct OwnedAttributes {
 
 inline Tensor call(const c10::TypedOperatorHandle<Backward>& op, const OptionalTensor& dy,
                    const OptionalTensor& dpenalty, const Tensor& x, const OptionalTensor& rng_state,
-                   const Attributes& a) {
+                   const Attributes& a, bool x_is_output) {
   return op.call(dy, dpenalty, x, rng_state, a.activation, a.parameters, a.p, a.on_output,
-                 a.coefficients);
+                 a.coefficients, x_is_output);
 }
 
 // A node that is alive, as SavedVariable::unpack takes it.
@@ -108,13 +108,15 @@ inline Tensor plus(const Tensor& a, const Tensor& b) {
 // d(penalty)/dx in the direction v: sum of v * backward(dpenalty = 1), for each raw sum if there
 // are no coefficients.
 inline Tensor penalty_direction(const Tensor& v, const Tensor& x, const OptionalTensor& rng_state,
-                                const Attributes& a) {
+                                const Attributes& a, bool x_is_output) {
   // In the accumulation's type, where 1 / D does not underflow. dense first: see curvature_cpu.
   const auto type = accumulation_type(x);
   const Tensor wide_x = dense(x).to(type), wide_v = v.to(type);
   const auto options = x.options().dtype(type);
   const auto along = [&](const Tensor& dpenalty) {
-    return (wide_v * call(backward_operator(), std::nullopt, dpenalty, wide_x, rng_state, a)).sum();
+    return (wide_v *
+            call(backward_operator(), std::nullopt, dpenalty, wide_x, rng_state, a, x_is_output))
+        .sum();
   };
   if (a.coefficients) return along(at::ones({}, options));
   const Tensor unit = at::eye(2, options);
@@ -166,6 +168,7 @@ struct ActRegNode : public Node {
     for (const auto& variable : saved) {
       args.collect(variable, keeps_output && &variable == saved);
     }
+    args.collect(keeps_output);
     attributes.collect(args);
   }
   variable_list apply_with_saved(const variable_list& inputs, SwapSavedVariables& swap) override {
@@ -200,19 +203,24 @@ struct ActRegBackward final : public ActRegNode<2> {  // saved: x (or the output
       return {Tensor()};
     }
     return {call(backward_operator(), optional(dy), optional(dpenalty), strides.restored(unpack(0)),
-                 optional(unpack(1)), attributes.view())};
+                 optional(unpack(1)), attributes.view(), keeps_output)};
   }
 };
 
 struct ActRegBackwardBackward final : public ActRegNode<4> {  // saved: dy, dpenalty, x, rng_state
   Strides strides;
+  bool x_is_output;
 
-  ActRegBackwardBackward(edge_list&& edges, const Attributes& a,
+  ActRegBackwardBackward(edge_list&& edges, const Attributes& a, bool x_is_output,
                          const std::array<Tensor, 4>& tensors)
-      : ActRegNode(std::move(edges), a, tensors) {
+      : ActRegNode(std::move(edges), a, tensors), x_is_output(x_is_output) {
     if (a.p > 0) strides = Strides(tensors[2]);
   }
   std::string name() const override { return "ActRegBackwardBackward"; }
+  void compiled_args(CompiledNodeArgs& args) const override {
+    ActRegNode::compiled_args(args);
+    args.collect(x_is_output);
+  }
 
   variable_list apply(variable_list&& gradients) override {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -224,13 +232,13 @@ struct ActRegBackwardBackward final : public ActRegNode<4> {  // saved: dy, dpen
     const Attributes a = attributes.view();
     variable_list result(3);
     if (dy && task_should_compute_output(0)) {
-      result[0] = call(backward_operator(), v, std::nullopt, x, rng_state, a);
+      result[0] = call(backward_operator(), v, std::nullopt, x, rng_state, a, x_is_output);
     }
     if (dpenalty && task_should_compute_output(1)) {
-      result[1] = penalty_direction(v, x, rng_state, a).to(dpenalty->scalar_type());
+      result[1] = penalty_direction(v, x, rng_state, a, x_is_output).to(dpenalty->scalar_type());
     }
     if (task_should_compute_output(2)) {
-      result[2] = v * call(curvature_operator(), dy, dpenalty, x, rng_state, a);
+      result[2] = v * call(curvature_operator(), dy, dpenalty, x, rng_state, a, x_is_output);
     }
     return result;
   }

@@ -12,6 +12,16 @@
 namespace actreg {
 namespace {
 
+void check_dpenalty(const OptionalTensor& dpenalty, const Attributes& attributes) {
+  TORCH_CHECK_VALUE(
+      !dpenalty || !dpenalty->defined() || dpenalty->sizes() == penalty_shape(attributes),
+      "actreg: dpenalty is a scalar, or two numbers without coefficients; but got "
+      "shape ",
+      dpenalty->sizes());
+}
+
+}  // namespace
+
 Element element_of(at::ScalarType type) {
   switch (type) {  // the border between torch's enumeration and our list of types
     case at::kFloat:
@@ -27,16 +37,6 @@ Element element_of(at::ScalarType type) {
                        "; accepted are float32, float64, float16 and bfloat16");
   }
 }
-
-void check_dpenalty(const OptionalTensor& dpenalty, const Attributes& attributes) {
-  TORCH_CHECK_VALUE(
-      !dpenalty || !dpenalty->defined() || dpenalty->sizes() == penalty_shape(attributes),
-      "actreg: dpenalty is a scalar, or two numbers without coefficients; but got "
-      "shape ",
-      dpenalty->sizes());
-}
-
-}  // namespace
 
 Problem problem_of(const Attributes& attributes) {
   TORCH_CHECK_VALUE(attributes.p >= 0 && attributes.p <= 1,
@@ -93,9 +93,18 @@ void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, at:
   }
 }
 
-Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                         const Attributes& attributes) {
+Problem problem_of_x(const Tensor& x, const Attributes& attributes, bool x_is_output) {
   Problem problem = make_problem(x, attributes);
+  problem.x_is_output = x_is_output;
+  TORCH_CHECK_VALUE(!x_is_output || state_of(problem).kept == Kept::kOutput,
+                    "actreg: the output is not enough for the gradient of '", attributes.activation,
+                    "' in ", x.scalar_type(), " with these parameters and penalties");
+  return problem;
+}
+
+Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
+                         const Attributes& attributes, bool x_is_output) {
+  Problem problem = problem_of_x(x, attributes, x_is_output);
   check_devices(dy, dpenalty, x.device());
   TORCH_CHECK_VALUE(!dy || !dy->defined() || dy->sizes() == x.sizes(), "actreg: dy has shape ",
                     dy->sizes(), ", but input has shape ", x.sizes());

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/ScalarType.h>
 #include <c10/util/ArrayRef.h>
 #include <c10/util/string_view.h>
 
@@ -39,7 +40,7 @@ using Forward = std::tuple<Tensor, Tensor>(const Tensor& x, const OptionalTensor
 using ForwardRandom = std::tuple<Tensor, Tensor, Tensor>(const Tensor& x, ACTREG_ATTRIBUTES);
 // Of backward and of curvature.
 using Backward = Tensor(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                        const OptionalTensor& rng_state, ACTREG_ATTRIBUTES);
+                        const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output);
 
 // Those that leave bits or read them: see Note [What is kept for backward].
 using ForwardBits = std::tuple<Tensor, Tensor, Tensor>(const Tensor& x,
@@ -56,6 +57,8 @@ using BackwardBits = Tensor(const OptionalTensor& dy, const OptionalTensor& dpen
                             c10::SymIntArrayRef sizes, c10::SymIntArrayRef strides,
                             at::ScalarType dtype, ACTREG_ATTRIBUTES);
 
+// The type of elements. Throws if the kernels have none for it.
+Element element_of(at::ScalarType type);
 // The problem without its tensors and their type, seed and gradients. Throws unless the activation
 // is one, with its parameters, and the numbers are in their ranges.
 Problem problem_of(const Attributes& attributes);
@@ -66,9 +69,10 @@ Problem make_problem(const Tensor& x, const Attributes& attributes);
 void check_rng_state(const OptionalTensor& rng_state, at::Device device);
 void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, at::Device device);
 // The same for backward and curvature. Throws also unless dy and dpenalty have their shapes and are
-// on x's device.
+// on x's device, and where the output is in the place of x, unless it may be.
+Problem problem_of_x(const Tensor& x, const Attributes& attributes, bool x_is_output);
 Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                         const Attributes& attributes);
+                         const Attributes& attributes, bool x_is_output);
 
 // For the operators with bits. Throws also unless backward needs no more than these.
 State bits_state(Problem& problem, const Attributes& attributes);

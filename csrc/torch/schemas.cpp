@@ -61,9 +61,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_meta(const Tensor
 }
 
 Tensor backward_meta(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                     const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
-  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  if (make_problem(x, attributes).drops()) check_rng_state(rng_state, x.device());
+                     const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
+  const Problem problem = problem_of_x(x, {ACTREG_ATTRIBUTE_NAMES}, x_is_output);
+  if (problem.drops()) check_rng_state(rng_state, x.device());
   // But no shapes: compiled autograd traces with made-up ones.
   check_devices(dy, dpenalty, x.device());
   return like(x);
@@ -92,8 +92,9 @@ TORCH_LIBRARY(actreg, m) {
   m.def("forward_random(Tensor x, " ATTRIBUTES
         ") -> (Tensor output, Tensor penalty, Tensor rng_state)",
         random);
+  // The output may be in the place of x, where it tells what backward needs.
   m.def("backward(Tensor? dy, Tensor? dpenalty, Tensor x, Tensor? rng_state, " ATTRIBUTES
-        ") -> Tensor",
+        ", bool x_is_output=False) -> Tensor",
         pure);
   // The same, if a bit for each element is all that backward needs of x.
   m.def("forward_bits(Tensor x, Tensor? rng_state, " ATTRIBUTES
@@ -112,7 +113,7 @@ TORCH_LIBRARY(actreg, m) {
       pure);
   // d(dx)/dx of backward, element by element.
   m.def("curvature(Tensor? dy, Tensor? dpenalty, Tensor x, Tensor? rng_state, " ATTRIBUTES
-        ") -> Tensor",
+        ", bool x_is_output=False) -> Tensor",
         pure);
 #undef ATTRIBUTES
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "check.h"
+#include "core/of_output.h"
 #include "core/operator.h"
 #include "core/problem.h"
 
@@ -73,6 +74,16 @@ class Array {
   int shift_;
 };
 
+// What may be in the place of x.
+template <class Act>
+double argument(const Act&, double x) {
+  return x;
+}
+template <class Act>
+double argument(const OfOutput<Act>& act, double x) {
+  return static_cast<const Act&>(act)(x).value;
+}
+
 // Inputs, and what the operator of core/operator.h makes of them, one element at a time.
 template <class E>
 struct Expected {
@@ -90,7 +101,8 @@ struct Expected {
     const S s(problem.dropout.scale);
     for (int64_t i = 0; i < n; ++i) {
       const bool is_special = sizeof(E) > 2 && i >= first_special && i % 3 == 0;
-      x.push_back(Format<E>::encode(is_special ? special[i / 3 % 10] : uniform(generator)));
+      const double number = is_special ? special[i / 3 % 10] : uniform(generator);
+      x.push_back(Format<E>::encode(argument(act, number)));
       dy.push_back(Format<E>::encode(uniform(generator)));
       const uint32_t r = random_bits(problem.dropout, i);
       const bool keep = r < problem.dropout.threshold, counts = r < problem.counted;

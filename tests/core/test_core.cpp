@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "core/dual.h"
+#include "core/of_output.h"
 #include "core/operator.h"
 #include "cpu/kernels.h"
 
@@ -77,6 +78,26 @@ void test_derivatives() {
   });
 }
 
+void test_slopes_of_output() {
+  for_each_usable_activation([](auto act) {
+    using Act = decltype(act);
+    if constexpr (kHasSlopeOfOutput<Act>) {
+      const OfOutput<Act> of_output{act};
+      bool slope = true, curvature = true;
+      for (double x : smooth_points()) {
+        const Jet<double> a = act(x);
+        const Jet<Dual<double>> d = of_output(Dual<double>(a.value, 1));
+        slope &= is_near(d.slope.value, a.slope, 1e-14) && d.value.value == a.value;
+        // By the chain rule, where y has not saturated.
+        const double change = act(Dual<double>(x, 1)).slope.derivative;
+        curvature &= is_near(d.slope.derivative * a.slope, change, 1e-12);
+      }
+      check(slope, act.name + std::string(": slope from the output against that from x"));
+      check(curvature, act.name + std::string(": dual slope from the output"));
+    }
+  });
+}
+
 void test_curvature() {
   for_each_usable_activation([](auto act) {
     bool equal = true;
@@ -119,6 +140,7 @@ int main() {
   test_philox();
   test_registry();
   test_derivatives();
+  test_slopes_of_output();
   test_curvature();
   test_math();
   test_kernels();

@@ -97,6 +97,31 @@ void test_values(const char* element) {
   });
 }
 
+// Where y is in the place of x; only dx is looked at.
+template <class E>
+void test_output(const char* element) {
+  for_each_usable_activation([&](auto act) {
+    using Act = decltype(act);
+    if constexpr (kHasSlopeOfOutput<Act>) {
+      bool equal = true;
+      for (double p : {0.0, 0.3}) {
+        if (p > 0 && !kIsHomogeneous<Act>) continue;
+        Problem problem = problem_of<E>(p, true);
+        problem.activation = act, problem.x_is_output = true;
+        const Expected<E> expected(OfOutput<Act>{act}, problem, kLongest, kLongest - 70);
+        static cuda::Workspace workspace{};
+        Results<E> got = run(problem, expected, kLongest, 0, 3, workspace);
+        for (int64_t i = 0; i < kLongest; ++i) {
+          equal &= is_close<E>(Format<E>::decode(got.dx.data()[i]), expected.dx[i],
+                               expected.size[i], kDeviceError<E>);
+        }
+      }
+      check(equal, "CUDA " + std::string(element) + " " + act.name +
+                       ": backward from the output against the operator");
+    }
+  });
+}
+
 template <class E>
 void test_order(const char* element) {
   Problem problem = problem_of<E>(0.3, true);
@@ -128,6 +153,8 @@ void test_cuda() {
   test_values<double>("float64");
   test_values<Half>("float16");
   test_values<BFloat16>("bfloat16");
+  test_output<float>("float32");
+  test_output<double>("float64");
   test_order<float>("float32");
   test_order<double>("float64");
   test_order<Half>("float16");

@@ -28,7 +28,6 @@ bool agrees(const cpu::Kernels& kernels, Problem problem, const Expected<E>& exp
   std::copy_n(expected.x.begin(), n, x.data());
   std::copy_n(expected.dy.begin(), n, dy.data());
   problem.x = x.data(), problem.dy = dy.data(), problem.out = out.data();
-  const PenaltySums<double> sums = kernels.forward(problem, begin, n);
   const auto written = [&](const std::vector<double>& values) {
     bool equal = out.front_is_untouched();
     for (int64_t i = begin; i < n; ++i) {
@@ -36,6 +35,11 @@ bool agrees(const cpu::Kernels& kernels, Problem problem, const Expected<E>& exp
     }
     return equal;
   };
+  if (problem.x_is_output) {
+    kernels.backward(problem, begin, n);
+    return written(expected.dx);
+  }
+  const PenaltySums<double> sums = kernels.forward(problem, begin, n);
   // Float accumulators take up to kBlock numbers each.
   const double error = (sizeof(E) == 2 ? kError<E> : 0) +
                        cpu::kBlock * std::numeric_limits<typename Format<E>::Scalar>::epsilon();
@@ -70,6 +74,30 @@ void test_kernels(const cpu::Kernels& kernels, const char* element) {
     }
     check(equal, std::string(kernels.name) + " " + element + " " + act.name +
                      ": kernels against the operator");
+  });
+}
+
+// Where y is in the place of x.
+template <class E>
+void test_output(const cpu::Kernels& kernels, const char* element) {
+  for_each_usable_activation([&](auto act) {
+    using Act = decltype(act);
+    if constexpr (kHasSlopeOfOutput<Act>) {
+      bool equal = true;
+      for (bool drops : {false, kIsHomogeneous<Act>}) {
+        Problem problem;
+        problem.activation = act, problem.element = ElementType<E>{};
+        problem.x_is_output = true;
+        problem.dropout = Dropout(drops ? 0.3 : 0), problem.dropout.seed = 5;
+        problem.counted = problem.dropout.threshold;
+        problem.c1 = kC1, problem.c2_twice = kC2;
+        const Expected<E> expected(OfOutput<Act>{act}, problem, kLongest, 2 * cpu::kBlock + 2);
+        for (int64_t n = 0; n <= 70; ++n) equal &= agrees(kernels, problem, expected, 0, n);
+        equal &= agrees(kernels, problem, expected, cpu::kBlock, kLongest);
+      }
+      check(equal, std::string(kernels.name) + " " + element + " " + act.name +
+                       ": backward from the output against the operator");
+    }
   });
 }
 
@@ -179,6 +207,8 @@ void test_kernels() {
       continue;
     }
     test_far_positions(*kernels);
+    test_output<float>(*kernels, "float32");
+    test_output<double>(*kernels, "float64");
     test_bits<float>(*kernels, "float32");
     test_bits<double>(*kernels, "float64");
     test_bits<Half>(*kernels, "float16");
