@@ -30,10 +30,12 @@ state = torch.tensor([1, 2])
 """
 TYPES = {"float": "float32", "BFloat16": "bfloat16"}  # in C++ and in torch
 LOOP = re.compile(
-    r"cpu::\(anonymous namespace\)::(?P<direction>\w+)_loop<(?P<drops>true|false), "
-    r"(?:actreg::)?(?P<dtype>\w+), actreg::(?P<activation>\w+)>"
+    r"cpu::\(anonymous namespace\)::(?P<direction>\w+)_loop<(?P<drops>true|false), (?:true, )?"
+    r"(?:actreg::)?(?P<dtype>\w+), (?P<of_output>actreg::OfOutput<)?actreg::(?P<activation>\w+)>"
 )
-AXES = ("dtype", "direction", "drops")
+OF_OUTPUT = "backward from the output"
+# These have kernels of their own for it.
+TELLING = ("leaky_relu", "sigmoid", "logsigmoid", "tanh", "softplus", "softshrink")
 DRAW = re.compile(r"cpu::\(anonymous namespace\)::draw\(")
 TEXT = """\
 ## What the kernels execute
@@ -59,6 +61,9 @@ def every_kernel(inputs: list[torch.Tensor], state: torch.Tensor) -> None:
                 options = (state if p else None, name, given, p, False, sums)
                 torch.ops.actreg.forward.default(x, *options)
                 torch.ops.actreg.backward.default(x, one, x, *options)
+            if name in TELLING and x.dtype == torch.float32:
+                attributes = (name, given, 0.0, False, sums)
+                torch.ops.actreg.backward.default(x, one, x, None, *attributes, True)
 
 
 def counts() -> tuple[dict[tuple[str, ...], float], float]:
@@ -69,7 +74,9 @@ def counts() -> tuple[dict[tuple[str, ...], float], float]:
     drawn = 0
     for instructions, function in stats.stats(inclusive=False):
         if found := LOOP.search(function):
-            loops[(found["activation"].lower(), *found.group(*AXES))] += instructions
+            dtype, direction, drops = found.group("dtype", "direction", "drops")
+            direction = OF_OUTPUT if found["of_output"] else direction
+            loops[(found["activation"].lower(), dtype, direction, drops)] += instructions
         elif DRAW.search(function):
             drawn += instructions
     draw = drawn / ELEMENTS / sum(key[3] == "true" for key in loops)
@@ -88,6 +95,7 @@ def main() -> int:
         for direction in ("forward", "backward")
         for drops in ("false", "true")
     ]
+    columns.insert(4, ("float", OF_OUTPUT, "false"))
     head = [
         f"{TYPES[dtype]}, {direction}{', p = 0.1' if drops == 'true' else ''}"
         for dtype, direction, drops in columns
@@ -95,7 +103,8 @@ def main() -> int:
     lines = []
     for name in activations():
         struct = name.replace("_", "")
-        lines.append([f"`{name}`", *(f"{found[(struct, *column)]:.1f}" for column in columns)])
+        cells = [found.get((struct, *column)) for column in columns]
+        lines.append([f"`{name}`", *("" if cell is None else f"{cell:.1f}" for cell in cells)])
     table = markdown.table(["", *head], lines)
     PATH.write_text(TEXT.format(torch=torch.__version__, draw=draw, table=table))
     print(PATH.read_text())

@@ -9,6 +9,15 @@ namespace actreg {
 template <class T>
 struct PenaltySums {
   T l1, l2;  // sum |t|, sum t^2
+
+  ACTREG_HD void add(T t) {
+    l1 += abs(t);
+    l2 += t * t;
+  }
+};
+struct NoSums {  // where there is no penalty
+  template <class T>
+  ACTREG_HD void add(T) {}
 };
 
 // What backward multiplies with; c = l * dpenalty / D, and dt/da is inside c1 and c2 already.
@@ -20,12 +29,10 @@ struct Slopes {
 
 // y = keep ? act(x) * s : 0. An element counts in the penalty if t is not fixed to 0 by dropout;
 // t leaves out the factor s, which the finished sums are multiplied with.
-template <class Act, class T, class Keep, class Counts>
-ACTREG_HD T forward(const Act& act, T x, Keep keep, Counts counts, T s, PenaltySums<T>& sums) {
+template <class Act, class T, class Keep, class Counts, class Sums>
+ACTREG_HD T forward(const Act& act, T x, Keep keep, Counts counts, T s, Sums& sums) {
   const T a = act(x).value;
-  const T t = select(counts, a, T(0));
-  sums.l1 += abs(t);
-  sums.l2 += t * t;
+  sums.add(select(counts, a, T(0)));
   return select(keep, a, T(0)) * s;
 }
 

@@ -10,6 +10,8 @@ struct Penalty {
   double l1 = 0, l2 = 0;     // divided by D already
   double s = 1;              // t is s times what the kernels sum: dropout's scale, or 1
 
+  ACTREG_HD bool is_off() const { return is_weighted && l1 == 0 && l2 == 0; }
+
   // A coefficient of 0 is off: 0 * inf would be NaN.
   static ACTREG_HD double weighted(double coefficient, double value) {
     return coefficient == 0 ? 0 : coefficient * value;

@@ -50,7 +50,7 @@ ACTREG_OUT_OF_LINE void mark(const Act act, const Problem& problem, int64_t i, i
   });
 }
 
-template <bool kDrops, class E, class Act>
+template <bool kDrops, bool kHasPenalty, class E, class Act>
 ACTREG_OUT_OF_LINE PenaltySums<double> forward_loop(const Act act, const Problem& problem,
                                                     int64_t begin, int64_t end) {
   using V = typename NumberOf<E>::type;
@@ -63,8 +63,7 @@ ACTREG_OUT_OF_LINE PenaltySums<double> forward_loop(const Act act, const Problem
   for (int64_t i = begin; i < end; i += kBlock) {
     const E* x = static_cast<const E*>(problem.x) + i;
     E* y = static_cast<E*>(problem.out) + i;
-    PenaltySums<V> sums[kUnroll];
-    for (auto& partial : sums) partial = {V(0), V(0)};
+    std::conditional_t<kHasPenalty, PenaltySums<V>, NoSums> sums[kUnroll] = {};
     const int64_t count = std::min(kBlock, end - i);
     if constexpr (kDrops) draw(dropout, i, count, random);
     if constexpr (kHasTwoSlopes<Act>) {
@@ -81,9 +80,11 @@ ACTREG_OUT_OF_LINE PenaltySums<double> forward_loop(const Act act, const Problem
         store(y + j, forward(act, in, Always{}, valid, s, sums[u]), extent);
       }
     });
-    for (int u = 1; u < kUnroll; ++u) sums[0].l1 += sums[u].l1, sums[0].l2 += sums[u].l2;
-    total.l1 += sum(plain(sums[0].l1));
-    total.l2 += sum(plain(sums[0].l2));
+    if constexpr (kHasPenalty) {
+      for (int u = 1; u < kUnroll; ++u) sums[0].l1 += sums[u].l1, sums[0].l2 += sums[u].l2;
+      total.l1 += sum(plain(sums[0].l1));
+      total.l2 += sum(plain(sums[0].l2));
+    }
   }
   return total;
 }
@@ -170,7 +171,9 @@ ACTREG_FLATTEN PenaltySums<double> forward(const Problem& problem, int64_t begin
       [&](auto act) {
         dispatch<decltype(act)>(problem, [&](auto element, auto drops) {
           using E = typename decltype(element)::type;
-          sums = forward_loop<decltype(drops)::value, E>(act, problem, begin, end);
+          constexpr bool kDrops = decltype(drops)::value;
+          sums = problem.penalty.is_off() ? forward_loop<kDrops, false, E>(act, problem, begin, end)
+                                          : forward_loop<kDrops, true, E>(act, problem, begin, end);
         });
       },
       problem.activation);

@@ -44,9 +44,13 @@ bool agrees(const cpu::Kernels& kernels, Problem problem, const Expected<E>& exp
   const double error = (sizeof(E) == 2 ? kError<E> : 0) +
                        cpu::kBlock * std::numeric_limits<typename Format<E>::Scalar>::epsilon();
   const double l1 = expected.l1[n] - expected.l1[begin], l2 = expected.l2[n] - expected.l2[begin];
-  const bool y = written(expected.y);
+  bool y = written(expected.y);
   const bool summed =
       !std::isfinite(l1) || (is_near(sums.l1, l1, error) && is_near(sums.l2, l2, error));
+  Problem without = problem;
+  without.penalty.is_weighted = true;
+  const PenaltySums<double> none = kernels.forward(without, begin, n);
+  y &= written(expected.y) && none.l1 == 0 && none.l2 == 0;
   kernels.backward(problem, begin, n);
   return y && summed && written(expected.dx);
 }
