@@ -63,10 +63,11 @@ def act_reg(
     each element, where the slope has two values and no more than that is needed: relu, relu6,
     hardsigmoid, threshold without l2; leaky_relu, hardtanh, hardshrink, softshrink without l1 and
     l2. Nothing: identity without l1 and l2. The output, which the next layer keeps anyway and which
-    must not be modified before the backward: relu, relu6, identity and hardshrink otherwise, and
-    in float32 and float64 sigmoid, logsigmoid, tanh, softplus (threshold >= 20), leaky_relu,
-    hardtanh and softshrink, at p = 0 or, relu, identity and leaky_relu, with the penalty on the
-    output. (hardtanh with min_val >= 0 is as relu; threshold < 0 as hardtanh.)
+    must not be modified in place before the backward: relu, relu6, identity and hardshrink
+    otherwise, and in float32 and float64 sigmoid, logsigmoid, tanh, softplus (float64: with a
+    threshold from 38 on), leaky_relu, hardtanh and softshrink, at p = 0 or, relu, identity and
+    leaky_relu, with the penalty on the output. (hardtanh with min_val >= 0 is as relu, threshold
+    < 0 with l1 as gelu: the input.)
 
     Shapes: input any, dense in any memory order (channels_last stays so) or strided (made
     contiguous); output the same shape and dtype; penalty 0-d, float32, or float64 for float64.

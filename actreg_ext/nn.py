@@ -182,20 +182,29 @@ class ActReg(nn.Module):
         if self.reduction != "mean":
             shown.append(f"reduction={self.reduction}")
         with contextlib.suppress(TypeError, ValueError):  # an attribute that forward will refuse
-            kept, of_half = (
-                _C.kept(
-                    dtype,
-                    self.activation,
-                    tuple(self.activation_parameters.values()),
-                    self.p if self.training else 0.0,
-                    self.penalty_on == "output",
-                    self.l1,
-                    self.l2,
-                )
-                for dtype in (torch.float32, torch.float16)
-            )
-            shown.append(f"keeps={kept}" + (f" (half: {of_half})" if of_half != kept else ""))
+            shown.append(f"keeps={self._kept()}")
         return ", ".join(shown)
+
+    def _kept(self) -> str:
+        """Return what of x is kept for backward in float32, and in other types if they differ."""
+        kept, *others = (
+            _C.kept(
+                dtype,
+                self.activation,
+                tuple(self.activation_parameters.values()),
+                self.p if self.training else 0.0,
+                self.penalty_on == "output",
+                self.l1,
+                self.l2,
+            )
+            for dtype in (torch.float32, torch.float64, torch.float16)
+        )
+        differing = [
+            f"{name}: {other}"
+            for name, other in zip(("float64", "half"), others, strict=True)
+            if other != kept
+        ]
+        return f"{kept} ({', '.join(differing)})" if differing else kept
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copy and pickle take: everything but the pending penalty and its graph."""

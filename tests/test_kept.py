@@ -50,9 +50,15 @@ KEPT: list[tuple[str, str, dict[str, Any]]] = [
     *[("input", name, {**L2, **OF_Y}) for name in ("relu6", "hardshrink")],
     *[
         (WIDE, name, penalty)
-        for name in ("sigmoid", "logsigmoid", "tanh", "softplus")
+        for name in ("sigmoid", "logsigmoid", "tanh")
         for penalty in (NONE, BOTH)
     ],
+    *[
+        (WIDE, "softplus", {"threshold": 40.0, **beta, **penalty})
+        for beta in (NONE, {"beta": 2.5}, {"beta": 0.3})
+        for penalty in (NONE, BOTH)
+    ],
+    ("output (float64: input, half: input)", "softplus", NONE),
     *[(WIDE, name, {**BOTH}) for name in ("leaky_relu", "hardtanh", "softshrink")],
     (WIDE, "hardtanh", {**POSITIVE, **L2}),
     (WIDE, "leaky_relu", {"negative_slope": 0.0, **L2, **OF_Y}),
@@ -60,8 +66,8 @@ KEPT: list[tuple[str, str, dict[str, Any]]] = [
     *[("input", name, DROPS) for name in ("tanh", "softplus")],
     ("input", "leaky_relu", {**L1, **DROPS}),
     ("input", "leaky_relu", {"negative_slope": -0.5, **L1}),
-    ("input", "softplus", {"threshold": 19.0}),
-    ("input", "softplus", {"beta": -1.0}),
+    *[("input", "softplus", {**low, **L1}) for low in ({"threshold": 16.0}, {"beta": 1e-31})],
+    ("input", "softplus", {"threshold": 40.0, "beta": -1.0}),
     ("input", "threshold", {"threshold": -0.5, "value": 0.0, **L1}),
     *[("input", name, NONE) for name in ("gelu", "elu", "softsign", "relu_squared", "hardswish")],
 ]
@@ -85,9 +91,11 @@ def packed(call: Callable[[], object]) -> list[Tensor]:
 
 
 def in_dtype(kept: str, dtype: torch.dtype) -> str:
-    if kept == WIDE:
-        return "input" if dtype in table.HALF_TYPES else "output"
-    return kept
+    of_float32, _, others = kept.partition(" (")
+    name = "half" if dtype in table.HALF_TYPES else table.describe(dtype)
+    return dict(other.split(": ") for other in others[:-1].split(", ") if other).get(
+        name, of_float32
+    )
 
 
 @ROWS
@@ -219,12 +227,13 @@ def test_a_nan_counts_as_positive(name: str) -> None:
     assert_close(dx, torch.tensor([expected, 1.5 * slope]))
 
 
-def test_hooks_may_return_other_strides() -> None:
+@pytest.mark.parametrize("name", ["relu", "gelu"])
+def test_hooks_may_return_other_strides(name: str) -> None:
     x = torch.randn(64, requires_grad=True)
     gradients = []
     for unpack in (lambda t: t, lambda t: torch.stack([t, t], -1)[..., 0]):
         with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
-            y, penalty = act_reg(x, "relu", l1=0.5, p=0.5, seed=1)
+            y, penalty = act_reg(x, name, l1=0.5, p=0.5, seed=1)
         gradients.append(torch.autograd.grad(y.sum() + penalty, x)[0])
     assert torch.equal(*gradients)
 
@@ -263,19 +272,34 @@ def test_a_deep_network_keeps_less() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", INEXACT)
-def test_second_derivatives_from_the_output(name: str, layout: str) -> None:
+@pytest.mark.parametrize(
+    "variant",
+    [
+        *({"activation": name} for name in INEXACT),
+        {"activation": "softplus", "beta": 2.5, "threshold": 40.0},
+    ],
+    ids=table.describe,
+)
+def test_second_derivatives_from_the_output(variant: dict[str, Any], layout: str) -> None:
     """Through y, and back to x by the forward's own node."""
     base = torch.randn(2, 3, 4, 6, dtype=torch.float64) * 3
     x = LAYOUTS[layout](base).detach().requires_grad_()
     dy = torch.randn_like(x, requires_grad=True)
     results = []
     for f in (act_reg, reference.act_reg):
-        output, penalty = f(x, name, **BOTH, reduction="sum")
+        output, penalty = f(x, **variant, **BOTH, reduction="sum")
         inputs = (x, dy)
         (dx,) = torch.autograd.grad([output, penalty], x, [dy, 0.75 * penalty], create_graph=True)
         results.append((dx, *torch.autograd.grad(dx.square().sum(), inputs)))
     assert_close(*results)
+
+
+def test_a_penalty_is_not_off_however_small() -> None:
+    """Where it is divided by s."""
+    x = torch.ones(8, dtype=torch.float64, requires_grad=True)
+    y, penalty = act_reg(x, "relu", l2=5e-324, reduction="sum", seed=1, **OF_Y)
+    (y.sum() + penalty).backward()
+    assert x.grad is not None and torch.equal(x.grad, y.detach())
 
 
 def test_the_output_is_enough_only_where_it_is() -> None:

@@ -21,6 +21,7 @@ struct Range<float> {
   static constexpr double kRound = 0x1.8p23;  // adding it rounds to an integer, in the low bits
   static constexpr double kExpIsZero = -104;  // exp(x) rounds to 0 here and below
   static constexpr double kNegligible = -30;  // 2^k beside 1
+  static constexpr double kIsBelowOne = -16;  // exp(x)^2 vanishes beside 1, and exp(x) may halfway
   static constexpr double kLogNormal = -87;   // exp(x) is a normal number down to here
   static constexpr double kTinyPower = -80, kTiny = 0x1p-80;
   static constexpr double kTailIsZero = 14.4;  // so does the normal distribution's tail beyond
@@ -28,7 +29,7 @@ struct Range<float> {
 template <>
 struct Range<double> {
   static constexpr double kRound = 0x1.8p52, kExpIsZero = -746, kNegligible = -60,
-                          kLogNormal = -708;
+                          kIsBelowOne = -36, kLogNormal = -708;
   static constexpr double kTinyPower = -600, kTiny = 0x1p-600;
   static constexpr double kTailIsZero = 38.6;
 };

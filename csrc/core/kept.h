@@ -14,6 +14,7 @@
 // A penalty on the output is on what is stored as y: its gradient may be of that.
 #pragma once
 
+#include <limits>
 #include <type_traits>
 
 #include "core/of_output.h"
@@ -34,6 +35,11 @@ struct State {
   uint32_t marked = kKeepAll;  // see Task
 };
 
+template <class E>
+constexpr int digits_of(ElementType<E>) {
+  return std::numeric_limits<E>::digits;
+}
+
 inline State state_of(const Problem& problem) {
   const Penalty& penalty = problem.penalty;
   // Raw sums may have any gradient.
@@ -41,9 +47,8 @@ inline State state_of(const Problem& problem) {
   const bool has_l2 = !penalty.is_weighted || penalty.l2 != 0;
   const uint32_t threshold = problem.dropout.threshold;
   const bool dropped_count = problem.counted > threshold;
-  bool is_half = false;
-  visit([&](auto element) { is_half = kIsHalf<typename decltype(element)::type>; },
-        problem.element);
+  int digits = 0;
+  visit([&](auto element) { digits = digits_of(element); }, problem.element);
   State state;
   visit(
       [&](auto act) {
@@ -59,7 +64,7 @@ inline State state_of(const Problem& problem) {
         }
         // With dropout y is s * a where it is kept: then the penalty has to be a function of that.
         const bool is_of_y = kIsHomogeneous<Act> && !dropped_count && penalty.is_weighted;
-        if (output_tells(act, is_half) && (!problem.drops() || (is_of_y && threshold > 0))) {
+        if (output_tells(act, digits) && (!problem.drops() || (is_of_y && threshold > 0))) {
           state.kept = Kept::kOutput;
         }
       },

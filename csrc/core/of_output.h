@@ -52,18 +52,18 @@ template <class Act>
 constexpr bool
     kHasSlopeOfOutput<Act, std::void_t<decltype(slope_of_output(std::declval<Act>(), 0.0))>> = true;
 
-// Whether y tells the slope; is_half: if it is rounded to one of the half types.
+// Whether y tells the slope, if it has so many binary digits; 0 is for the half types' few.
 template <class Act>
-bool output_tells(const Act&, bool is_half) {
-  return kIsIdempotent<Act> || (kHasSlopeOfOutput<Act> && !is_half);
+bool output_tells(const Act&, int digits) {
+  return kIsIdempotent<Act> || (kHasSlopeOfOutput<Act> && digits > 0);
 }
-inline bool output_tells(Hardtanh, bool is_half) { return !is_half; }  // its limits are rounded
-inline bool output_tells(LeakyRelu act, bool is_half) {
-  return !is_half && act.negative_slope >= 0;
+inline bool output_tells(Hardtanh, int digits) { return digits > 0; }  // its limits are rounded
+inline bool output_tells(LeakyRelu act, int digits) {
+  return digits > 0 && act.negative_slope >= 0;
 }
-inline bool output_tells(Softplus act, bool is_half) {
-  // Within exp(-threshold) of the threshold, y may be that of either side.
-  return !is_half && act.beta > 0 && act.threshold >= 20;
+inline bool output_tells(Softplus act, int digits) {
+  // Below the threshold, where y is not x, it may be larger than the threshold if that is low.
+  return digits > 0 && act.threshold > digits * 0.7 && act.beta > 1e-30 && act.beta < 1e30;
 }
 
 // The activation where y is in the place of x.

@@ -183,8 +183,9 @@ Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTenso
 
 Tensor backward_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                     const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
-  return run_backward(cpu_kernels().backward, dy, dpenalty, x, rng_state, {ACTREG_ATTRIBUTE_NAMES},
-                      x_is_output);
+  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
+  check_output(x, attributes, x_is_output);
+  return run_backward(cpu_kernels().backward, dy, dpenalty, x, rng_state, attributes, x_is_output);
 }
 
 Tensor backward_bits_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty,
@@ -214,7 +215,7 @@ Tensor curvature_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, c
     return run_backward(cpu::curvature, wide_dy, gradient, wide_x, rng_state, attributes,
                         x_is_output);
   };
-  return in_double(run, dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES});
+  return in_double(run, dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES}, x_is_output);
 }
 
 }  // namespace

@@ -206,8 +206,9 @@ Tensor backward_bits_cuda(const OptionalTensor& dy, const OptionalTensor& dpenal
 
 Tensor backward_cuda(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                      const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
-  return run_backward(cuda::backward, dy, dpenalty, x, rng_state, {ACTREG_ATTRIBUTE_NAMES},
-                      x_is_output);
+  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
+  check_output(x, attributes, x_is_output);
+  return run_backward(cuda::backward, dy, dpenalty, x, rng_state, attributes, x_is_output);
 }
 
 Tensor curvature_cuda(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
@@ -217,7 +218,7 @@ Tensor curvature_cuda(const OptionalTensor& dy, const OptionalTensor& dpenalty, 
     return run_backward(cuda::curvature, wide_dy, gradient, wide_x, rng_state, attributes,
                         x_is_output);
   };
-  return in_double(run, dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES});
+  return in_double(run, dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES}, x_is_output);
 }
 
 }  // namespace

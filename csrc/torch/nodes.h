@@ -14,7 +14,9 @@
 #include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/version.h>
 
+#include <algorithm>
 #include <array>
+#include <limits>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -194,7 +196,10 @@ struct ActRegBackward final : public ActRegNode<2> {  // saved: x (or the output
     keeps_output = true;
     saved[0] = SavedVariable(output, true);
     strides = Strides(output);
-    if (attributes.coefficients) (*attributes.coefficients)[1] /= s;
+    if (attributes.coefficients) {
+      double& l2 = (*attributes.coefficients)[1];  // not off, however small
+      if (l2 != 0) l2 = std::max(l2 / s, std::numeric_limits<double>::denorm_min());
+    }
   }
   variable_list apply(variable_list&& gradients) override {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -203,7 +208,7 @@ struct ActRegBackward final : public ActRegNode<2> {  // saved: x (or the output
       return {Tensor()};
     }
     return {call(backward_operator(), optional(dy), optional(dpenalty), strides.restored(unpack(0)),
-                 optional(unpack(1)), attributes.view(), keeps_output)};
+                 contiguous(unpack(1)), attributes.view(), keeps_output)};
   }
 };
 

@@ -93,18 +93,17 @@ void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, at:
   }
 }
 
-Problem problem_of_x(const Tensor& x, const Attributes& attributes, bool x_is_output) {
-  Problem problem = make_problem(x, attributes);
-  problem.x_is_output = x_is_output;
-  TORCH_CHECK_VALUE(!x_is_output || state_of(problem).kept == Kept::kOutput,
+void check_output(const Tensor& x, const Attributes& attributes, bool x_is_output) {
+  if (!x_is_output) return;
+  TORCH_CHECK_VALUE(state_of(make_problem(x, attributes)).kept == Kept::kOutput,
                     "actreg: the output is not enough for the gradient of '", attributes.activation,
                     "' in ", x.scalar_type(), " with these parameters and penalties");
-  return problem;
 }
 
 Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                          const Attributes& attributes, bool x_is_output) {
-  Problem problem = problem_of_x(x, attributes, x_is_output);
+  Problem problem = make_problem(x, attributes);
+  problem.x_is_output = x_is_output;
   check_devices(dy, dpenalty, x.device());
   TORCH_CHECK_VALUE(!dy || !dy->defined() || dy->sizes() == x.sizes(), "actreg: dy has shape ",
                     dy->sizes(), ", but input has shape ", x.sizes());

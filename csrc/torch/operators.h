@@ -69,10 +69,11 @@ Problem make_problem(const Tensor& x, const Attributes& attributes);
 void check_rng_state(const OptionalTensor& rng_state, at::Device device);
 void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, at::Device device);
 // The same for backward and curvature. Throws also unless dy and dpenalty have their shapes and are
-// on x's device, and where the output is in the place of x, unless it may be.
-Problem problem_of_x(const Tensor& x, const Attributes& attributes, bool x_is_output);
+// on x's device.
 Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                          const Attributes& attributes, bool x_is_output);
+// Throws if the output is in the place of x and does not tell what backward needs.
+void check_output(const Tensor& x, const Attributes& attributes, bool x_is_output);
 
 // For the operators with bits. Throws also unless backward needs no more than these.
 State bits_state(Problem& problem, const Attributes& attributes);
@@ -117,7 +118,8 @@ at::IntArrayRef penalty_shape(const Attributes& attributes);
 // A kernel of curvature for float64, `run(dy, dpenalty, x, attributes)`, on tensors of any dtype.
 template <class Run>
 Tensor in_double(Run run, const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                 const Attributes& attributes) {
+                 const Attributes& attributes, bool x_is_output) {
+  check_output(x, attributes, x_is_output);
   OptionalTensor wide_dy;
   if (dy) wide_dy = dy->to(at::kDouble);
   Attributes rounded = attributes;
