@@ -3,17 +3,32 @@
 #define ACTREG_VECTOR_BYTES 64
 #include "cpu/prelude.h"
 
+// Some of these CPUs convert to bfloat16, and all compilers but the oldest know of it.
+#if defined(__clang__) || __GNUC__ >= 10
+#define ACTREG_AVX512_BF16
+namespace actreg {
+namespace cpu {
+namespace {
+const bool kHasAvx512Bf16 = __builtin_cpu_supports("avx512bf16");
+}
+}  // namespace cpu
+}  // namespace actreg
+#endif
+
 #if !defined(__clang__)  // whose own headers pass an undefined register where it does not matter
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #if defined(__clang__)
-#pragma clang attribute push(                                                    \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+#pragma clang attribute push(                                                               \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"))), \
     apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#if defined(ACTREG_AVX512_BF16)
+#pragma GCC target("avx512bf16")  // no compiler uses it unasked
+#endif
 #endif
 #include "cpu/loops.h"
 #if defined(__clang__)
