@@ -23,8 +23,8 @@ what stands below it and for PyTorch every 17th. Of float16 and bfloat16 all wer
 that there may be larger errors. Parameters are the defaults{required}.
 
 - *Value* is y = act(x) without penalties and dropout, *slope* is dx for dy = 1, computed from x. In
-  float32 and float64, without dropout, backward of {of_output} has
-  y and not x: the last table, in ulps and in ulps of 1, the largest slope.
+  float32, without dropout, backward of {of_output} has y and not x:
+  the last table, in ulps and in ulps of 1, the largest slope.
 - One ulp is the distance of the dtype's neighbouring numbers around the exact result, also where
   these are denormal. Infinity is where the number after the largest would be. NaN that should be
   a number is off by inf.
