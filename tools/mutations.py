@@ -110,6 +110,14 @@ MUTATIONS = [
         ("csrc/torch/cpu.cpp",),
     ),
     Mutation(
+        "L2 alone not summed, as if there were no penalty",
+        "csrc/core/penalty.h",
+        "is_weighted && l1 == 0 && l2 == 0; }",
+        "is_weighted && l1 == 0; }",
+        "tests/test_penalty.py",
+        KERNELS,
+    ),
+    Mutation(
         "the first partial sum skipped",
         "csrc/torch/cpu.cpp",
         "for (const auto& sums : partial) total.l1 += sums.l1",

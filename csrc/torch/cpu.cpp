@@ -165,10 +165,9 @@ std::tuple<Tensor, Tensor> forward_in_place_cpu(const Tensor& x, const OptionalT
 }
 
 template <class Kernel>
-Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTensor& dpenalty,
-                    const Tensor& input, const OptionalTensor& rng_state,
-                    const Attributes& attributes, bool x_is_output) {
-  Problem problem = backward_problem(dy, dpenalty, input, attributes, x_is_output);
+Tensor run_backward(Kernel kernel, Problem problem, const OptionalTensor& dy,
+                    const OptionalTensor& dpenalty, const Tensor& input,
+                    const OptionalTensor& rng_state) {
   read_rng_state(problem, rng_state);
   read_gradient(problem, dpenalty);
   const Tensor x = dense(input), gradient = with_layout_of(x, dy);
@@ -183,9 +182,9 @@ Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTenso
 
 Tensor backward_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                     const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
-  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  check_output(x, attributes, x_is_output);
-  return run_backward(cpu_kernels().backward, dy, dpenalty, x, rng_state, attributes, x_is_output);
+  return run_backward(cpu_kernels().backward,
+                      backward_problem(dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES}, x_is_output), dy,
+                      dpenalty, x, rng_state);
 }
 
 Tensor backward_bits_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty,
@@ -210,10 +209,9 @@ Tensor backward_bits_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalt
 
 Tensor curvature_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                      const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
-  const auto run = [&](const OptionalTensor& wide_dy, const OptionalTensor& gradient,
-                       const Tensor& wide_x, const Attributes& attributes) {
-    return run_backward(cpu::curvature, wide_dy, gradient, wide_x, rng_state, attributes,
-                        x_is_output);
+  const auto run = [&](const Problem& problem, const OptionalTensor& wide_dy,
+                       const Tensor& wide_x) {
+    return run_backward(cpu::curvature, problem, wide_dy, dpenalty, wide_x, rng_state);
   };
   return in_double(run, dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES}, x_is_output);
 }

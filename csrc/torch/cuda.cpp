@@ -171,10 +171,9 @@ Tensor launch_backward(Problem& problem, const OptionalTensor& dy, const Optiona
 }
 
 template <class Kernel>
-Tensor run_backward(Kernel kernel, const OptionalTensor& dy, const OptionalTensor& dpenalty,
-                    const Tensor& input, const OptionalTensor& rng_state,
-                    const Attributes& attributes, bool x_is_output) {
-  Problem problem = backward_problem(dy, dpenalty, input, attributes, x_is_output);
+Tensor run_backward(Kernel kernel, Problem problem, const OptionalTensor& dy,
+                    const OptionalTensor& dpenalty, const Tensor& input,
+                    const OptionalTensor& rng_state) {
   if (problem.drops()) check_rng_state(rng_state, input.device());
   const c10::cuda::CUDAGuard guard(input.device());
   const Tensor x = dense(input);
@@ -206,17 +205,16 @@ Tensor backward_bits_cuda(const OptionalTensor& dy, const OptionalTensor& dpenal
 
 Tensor backward_cuda(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                      const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
-  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  check_output(x, attributes, x_is_output);
-  return run_backward(cuda::backward, dy, dpenalty, x, rng_state, attributes, x_is_output);
+  return run_backward(cuda::backward,
+                      backward_problem(dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES}, x_is_output), dy,
+                      dpenalty, x, rng_state);
 }
 
 Tensor curvature_cuda(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                       const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
-  const auto run = [&](const OptionalTensor& wide_dy, const OptionalTensor& gradient,
-                       const Tensor& wide_x, const Attributes& attributes) {
-    return run_backward(cuda::curvature, wide_dy, gradient, wide_x, rng_state, attributes,
-                        x_is_output);
+  const auto run = [&](const Problem& problem, const OptionalTensor& wide_dy,
+                       const Tensor& wide_x) {
+    return run_backward(cuda::curvature, problem, wide_dy, dpenalty, wide_x, rng_state);
   };
   return in_double(run, dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES}, x_is_output);
 }

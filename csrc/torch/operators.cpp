@@ -65,12 +65,16 @@ Problem problem_of(const Attributes& attributes) {
   return problem;
 }
 
-Problem make_problem(const Tensor& x, const Attributes& attributes) {
+Problem make_problem(const Tensor& x, const Attributes& attributes, bool x_is_output) {
   const Element element = element_of(x.scalar_type());
   TORCH_CHECK_VALUE(x.layout() == at::kStrided, "actreg: input has layout ", x.layout(),
                     "; accepted are strided tensors");
   Problem problem = problem_of(attributes);
   problem.element = element;
+  problem.x_is_output = x_is_output;
+  TORCH_CHECK_VALUE(!x_is_output || state_of(problem).kept == Kept::kOutput,
+                    "actreg: the output is not enough for the gradient of '", attributes.activation,
+                    "' in ", x.scalar_type(), " with these parameters and penalties");
   return problem;
 }
 
@@ -93,17 +97,9 @@ void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, at:
   }
 }
 
-void check_output(const Tensor& x, const Attributes& attributes, bool x_is_output) {
-  if (!x_is_output) return;
-  TORCH_CHECK_VALUE(state_of(make_problem(x, attributes)).kept == Kept::kOutput,
-                    "actreg: the output is not enough for the gradient of '", attributes.activation,
-                    "' in ", x.scalar_type(), " with these parameters and penalties");
-}
-
 Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                          const Attributes& attributes, bool x_is_output) {
-  Problem problem = make_problem(x, attributes);
-  problem.x_is_output = x_is_output;
+  Problem problem = make_problem(x, attributes, x_is_output);
   check_devices(dy, dpenalty, x.device());
   TORCH_CHECK_VALUE(!dy || !dy->defined() || dy->sizes() == x.sizes(), "actreg: dy has shape ",
                     dy->sizes(), ", but input has shape ", x.sizes());

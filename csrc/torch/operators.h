@@ -63,8 +63,9 @@ Element element_of(at::ScalarType type);
 // is one, with its parameters, and the numbers are in their ranges.
 Problem problem_of(const Attributes& attributes);
 // The problem without its pointers, seed and gradients. Throws unless every kernel can take the
-// arguments: dtype, layout, ranges, the activation with its parameters.
-Problem make_problem(const Tensor& x, const Attributes& attributes);
+// arguments: dtype, layout, ranges, the activation with its parameters; and, if the output is in
+// the place of x, unless it tells what backward needs.
+Problem make_problem(const Tensor& x, const Attributes& attributes, bool x_is_output = false);
 // Throws unless it is int64 {seed, offset} on x's device. Reads no data.
 void check_rng_state(const OptionalTensor& rng_state, at::Device device);
 void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, at::Device device);
@@ -72,8 +73,6 @@ void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, at:
 // on x's device.
 Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                          const Attributes& attributes, bool x_is_output);
-// Throws if the output is in the place of x and does not tell what backward needs.
-void check_output(const Tensor& x, const Attributes& attributes, bool x_is_output);
 
 // For the operators with bits. Throws also unless backward needs no more than these.
 State bits_state(Problem& problem, const Attributes& attributes);
@@ -115,11 +114,11 @@ at::ScalarType accumulation_type(const Tensor& x);
 // Of the penalty: 0-d, or two numbers without coefficients.
 at::IntArrayRef penalty_shape(const Attributes& attributes);
 
-// A kernel of curvature for float64, `run(dy, dpenalty, x, attributes)`, on tensors of any dtype.
+// A kernel of curvature for float64, `run(problem, dy, x)`, on tensors of any dtype.
 template <class Run>
 Tensor in_double(Run run, const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                  const Attributes& attributes, bool x_is_output) {
-  check_output(x, attributes, x_is_output);
+  backward_problem(dy, dpenalty, x, attributes, x_is_output);  // throws, before anything is made
   OptionalTensor wide_dy;
   if (dy) wide_dy = dy->to(at::kDouble);
   Attributes rounded = attributes;
@@ -128,8 +127,11 @@ Tensor in_double(Run run, const OptionalTensor& dy, const OptionalTensor& dpenal
     for (double& parameter : parameters) parameter = static_cast<float>(parameter);
   }
   rounded.parameters = parameters;
+  Problem problem = problem_of(rounded);
+  problem.element = ElementType<double>{};
+  problem.x_is_output = x_is_output;
   // dense first: to() gives a tensor that is not dense another order in memory, so another mask.
-  return run(wide_dy, dpenalty, dense(x).to(at::kDouble), rounded).to(x.scalar_type());
+  return run(problem, wide_dy, dense(x).to(at::kDouble)).to(x.scalar_type());
 }
 
 }  // namespace actreg

@@ -62,9 +62,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_meta(const Tensor
 
 Tensor backward_meta(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                      const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
-  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  check_output(x, attributes, x_is_output);
-  if (make_problem(x, attributes).drops()) check_rng_state(rng_state, x.device());
+  const Problem problem = make_problem(x, {ACTREG_ATTRIBUTE_NAMES}, x_is_output);
+  if (problem.drops()) check_rng_state(rng_state, x.device());
   // But no shapes: compiled autograd traces with made-up ones.
   check_devices(dy, dpenalty, x.device());
   return like(x);
