@@ -55,7 +55,7 @@ class Pace(NamedTuple):
 PACES = {
     "quick": Pace(0.25, 3, 15),
     "published": Pace(1.0, 4, 25),
-    "reused": Pace(1.0, 4, 25),
+    "reused": Pace(2.5, 8, 60),
     "full": Pace(1.0, 7, 31),
     "gpu": Pace(0.1, 5, 9),
 }
