@@ -5,17 +5,19 @@ is a median over the rounds, with the 20th and 80th percentile; "times faster" i
 ratios of the same rounds, so that a machine that changes its speed does not decide.
 
 The presets: quick (--quick, below two minutes on two cores), published (what README.md and
-docs/performance.md are made of, some 15 minutes), reused (large tensors again, where malloc keeps
-memory), gpu (what make gpu-check measures), full (everything). Options narrow a preset: --sizes
-2^24 --activations relu. --list says what is in it.
+docs/performance.md are made of, some 15 minutes a process), reused (large tensors again, where
+malloc keeps memory), gpu (what make gpu-check measures), full (everything). Options narrow a
+preset: --sizes 2^24 --activations relu. --list says what is in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import shlex
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add("--p", nargs="+", type=float)
     add("--penalties", nargs="+", choices=list(cases.PENALTIES))
     add("--providers", nargs="+", choices=list(PROVIDERS))
+    add("--processes", type=int, default=1, help="so many, one by one, and their rounds together")
     add("--rounds", type=int, help="exactly so many, instead of as many as the preset has time for")
     add("--seconds", type=float, help="stop after so long; what matters most comes first")
     add("--fill-only", action="store_true", help="compile the rivals into the cache, and stop")
@@ -98,11 +101,9 @@ def fill(plan: list[cases.Planned], device: str) -> int:
 
 
 def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
-    """A whole session; the file is written group by group, so that an end loses nothing."""
+    """A whole session: as many processes as are asked for, and their rounds together."""
     slices = sliced(options)
-    if options.preset == "reused":
-        machine.keep_memory()
-    here = machine.describe(options.device)
+    here = machine.describe(options.device) | {"processes": options.processes}
     if (load := here["before"]["load"] or 0.0) > 0.5:
         print(f"others keep this machine busy: a load of {load:.1f}", file=sys.stderr)
     plan, absent = chosen(cases.plan(slices), options.device)
@@ -110,6 +111,29 @@ def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
     found = results.collect(here, command, options.preset, lines, absent)
     if not options.no_fill:
         fill(plan, options.device)
+    if options.processes == 1:
+        sit(options, plan, found)
+    else:
+        spawn, threads = multiprocessing.get_context("spawn"), (options.threads,)
+        sittings = []
+        for _ in range(options.processes):
+            with ProcessPoolExecutor(1, spawn, torch.set_num_threads, threads) as worker:
+                sittings.append(worker.submit(sit, options, plan, found).result())
+        for part in sittings:
+            found["left_out"] += part["left_out"]
+            for group in part["groups"]:
+                results.add(found, group)
+    found["machine"]["after"] = machine.clocks(options.device)
+    results.save(found, options.json)
+    return results.finished(found)
+
+
+def sit(
+    options: argparse.Namespace, plan: list[cases.Planned], found: dict[str, Any]
+) -> dict[str, Any]:
+    """What one process finds; the file is written group by group, so that an end loses nothing."""
+    if options.preset == "reused":
+        machine.keep_memory()
     pace = PACES[options.preset]
     if options.rounds:
         pace = Pace(float("inf"), options.rounds, options.rounds)
@@ -120,8 +144,6 @@ def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
             found["left_out"] = session.left_out
             results.save(found, options.json)
     found["left_out"] = session.left_out
-    found["machine"]["after"] = machine.clocks(options.device)
-    results.save(found, options.json)
     return found
 
 
@@ -172,6 +194,8 @@ def main(argv: list[str] | None = None) -> int:
     options = made.parse_args(argv)
     if options.device == "cuda" and not _has_gpu() and not options.list:
         made.error("PyTorch sees no GPU here, or the kernels are not built")
+    if options.processes < 1:
+        made.error(f"--processes is 1 or more, but got {options.processes}")
     if options.list:
         for part in sliced(options):
             print(f"{part.title}: {part.describe()}\n    {' '.join(part.providers)}")

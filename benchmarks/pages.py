@@ -38,6 +38,9 @@ METHOD = """\
 - A sample lasts at least 200 us: small calls are repeated within it. Shown is the median of the
   rounds, and of times the 20th and 80th percentile. A provider has as many rounds as fit into its
   share of the time, four at least; every call is warmed up before, and garbage collection rests.
+- Where tensors come to lie in memory, and with it what the caches can do, is decided by chance once
+  in each process. So several processes, one after the other, measure all, and their rounds are
+  taken together (`--processes`).
 - On a GPU the time is that of CUDA events, behind a queue so full that launches do not count, and
   the inputs rotate among four times the bytes of the last cache. On the CPU the inputs stay where
   they are: what fits into a cache is timed in it, as it is behind the layer that wrote it.

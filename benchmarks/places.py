@@ -17,11 +17,6 @@ from .providers import Layer, Provider
 from .timing import Runs
 
 WIDTH, HIDDEN, TOKENS, DEPTH = 512, 2048, 128, 8
-PASSES = {
-    "forward": 2,
-    "backward": 3,
-    "both": 5,
-}  # over the elements, that a call cannot do without
 CACHES = 4  # times the last cache of a GPU: as many bytes the inputs rotate among
 
 

@@ -10,6 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from .timing import Laps, paired, spread, together
+
 SCHEMA = 1
 DIGITS = 4  # significant: the times are not better than that
 
@@ -39,18 +43,54 @@ def collect(
 
 
 def add(results: dict[str, Any], group: dict[str, Any]) -> None:
-    """A group, or what another pass found in the same case."""
-    group = rounded(group)
+    """A group, or what another pass or process found in the same case: its rounds come after."""
     for known in results["groups"]:
         if known["case"] == group["case"]:
             break
     else:
-        results["groups"].append(group)
-        return
+        parts = ("errors", "failed", "memory", "laps", "times")
+        known = {**group, **{part: {} for part in parts}}
+        results["groups"].append(known)
     for part in ("errors", "failed", "memory"):
-        known[part] = group[part] | known[part]
-    for direction, times in group["times"].items():
-        known["times"][direction] = times | known["times"].get(direction, {})
+        known[part] = rounded(group[part]) | known[part]
+    for direction, more in group["laps"].items():
+        laps = together(known["laps"].get(direction, {}), more)
+        known["laps"][direction] = laps
+        known["times"][direction] = {
+            name: rounded(summary(laps, name, moved(known["case"], direction))) for name in laps
+        }
+
+
+def moved(case: dict[str, Any], direction: str) -> int | None:
+    """Bytes that a call cannot do without; of a network nobody knows."""
+    if case["place"] != "call":
+        return None
+    passes = {"forward": 2, "backward": 3, "both": 5}[direction]
+    return int(passes * case["elements"] * getattr(torch, case["dtype"]).itemsize)
+
+
+def summary(laps: dict[str, Laps], name: str, size: int | None) -> dict[str, Any]:
+    """Of one rival: its time, and how many of the operator's and of the floor's it is."""
+    own = laps[name].values()
+    seconds = spread([lap.device for lap in own])
+    found: dict[str, Any] = {"seconds": seconds, "rounds": len(own)}
+    found["host"] = spread([lap.host for lap in own]).median
+    if "fused" in laps and name != "fused":
+        found["faster"] = paired(laps[name], laps["fused"])  # the operator, so many times
+    if "floor" in laps and name != "floor":
+        found["floors"] = paired(laps[name], laps["floor"])  # as many times the memory alone
+    if size:
+        found["gb_per_s"] = size / seconds.median / 1e9
+    return found | {"calls": max(lap.calls for lap in own)}
+
+
+def finished(results: dict[str, Any]) -> dict[str, Any]:
+    """Without the single laps, which no file has."""
+    groups = [
+        {part: found for part, found in group.items() if part != "laps"}
+        for group in results["groups"]
+    ]
+    return {**results, "groups": groups}
 
 
 def rounded(value: Any) -> Any:
@@ -65,6 +105,7 @@ def rounded(value: Any) -> Any:
 
 def save(results: dict[str, Any], path: Path) -> None:
     """One line for each group, so that a file is small and its differences can be read."""
+    results = finished(results)
     head = {key: value for key, value in results.items() if key != "groups"}
     text = json.dumps(head, indent=1).removesuffix("\n}")
     groups = ",\n  ".join(json.dumps(group) for group in results["groups"])

@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from . import correctness, machine, memory
-from .cases import COMPILED, Case, Planned
-from .places import PASSES, Subject, graphs_that_stay, inputs, subject
+from .cases import COMPILED, Planned
+from .places import Subject, graphs_that_stay, inputs, subject
 from .providers import PROVIDERS
-from .timing import Laps, Pace, Stopwatch, interleaved, paired, spread
+from .timing import Pace, Stopwatch, interleaved
 
 Group = dict[str, Any]
 # Tensors of float64: what the truth and the backward of the rivals hold at a time.
@@ -70,7 +68,7 @@ class Session:
         self.left_out.append({"case": case, "providers": item.providers, "why": why})
 
     def group(self, item: Planned) -> Group:
-        """One case: the errors, the times of each direction, the memory."""
+        """One case: the errors, the laps in each direction, the memory."""
         case = item.case
         xs, dy = inputs(case, self.device)
         providers = [PROVIDERS[name] for name in item.providers if PROVIDERS[name].fits(case)]
@@ -93,23 +91,19 @@ class Session:
             if error.is_right(case):
                 subjects[provider.name] = timed
         del judge  # and the truth, which is large
-        group["times"] = {
-            direction: self.times(case, direction, subjects) for direction in item.directions
+        group["laps"] = {
+            direction: interleaved(
+                {name: timed.runs(direction) for name, timed in subjects.items()},
+                self.pace,
+                self.watch,
+            )
+            for direction in item.directions
         }
         for name, timed in subjects.items():
             if not timed.is_floor:
                 key = (name, *case._replace(elements=0))
                 group["memory"][name] = self.memory(key, timed, item.directions)
         return group
-
-    def times(self, case: Case, direction: str, subjects: dict[str, Subject]) -> dict[str, Any]:
-        """Of each provider: seconds, the ratios of neighbours, and what follows from them."""
-        laps, calls = interleaved(
-            {name: timed.runs(direction) for name, timed in subjects.items()}, self.pace, self.watch
-        )
-        size = case.elements * getattr(torch, case.dtype).itemsize
-        moved = PASSES[direction] * size if case.place == "call" else None
-        return {name: summary(laps, name, moved) | {"calls": calls[name]} for name in laps}
 
     def memory(self, key: tuple[Any, ...], timed: Subject, directions: list[str]) -> dict[str, Any]:
         x = timed.ready(timed.xs[0])
@@ -125,20 +119,6 @@ class Session:
         if key not in self.counted:
             self.counted[key] = memory.launches(whole, self.device)
         return self.counted[key]
-
-
-def summary(laps: dict[str, Laps], name: str, moved: int | None) -> dict[str, Any]:
-    """Of one rival: its time, and what it is in the operator's and in the floor's."""
-    seconds = spread([lap.device for lap in laps[name].values()])
-    found: dict[str, Any] = {"seconds": seconds, "rounds": len(laps[name])}
-    found["host"] = spread([lap.host for lap in laps[name].values()]).median
-    if "fused" in laps and name != "fused":
-        found["faster"] = paired(laps[name], laps["fused"])  # the operator, so many times
-    if "floor" in laps and name != "floor":
-        found["floors"] = paired(laps[name], laps["floor"])  # as many times the memory alone
-    if moved:
-        found["gb_per_s"] = moved / seconds.median / 1e9
-    return found
 
 
 def chosen(plan: list[Planned], device: str) -> tuple[list[Planned], dict[str, str]]:

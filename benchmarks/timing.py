@@ -31,6 +31,7 @@ class Lap(NamedTuple):
 
     device: float
     host: float
+    calls: int = 1  # that it is the mean of
 
 
 Laps = dict[int, Lap]  # round -> lap
@@ -74,7 +75,7 @@ class Stopwatch:
             for run in turns:
                 run()
             seconds = (time.perf_counter() - start) / calls
-            return Lap(seconds, seconds)
+            return Lap(seconds, seconds, calls)
         return self._on_gpu(list(turns))
 
     def _on_gpu(self, turns: Runs) -> Lap:
@@ -91,7 +92,8 @@ class Stopwatch:
             end.record()
             end.synchronize()
             if was_in_time or self.lead >= 1 << 24:
-                return Lap(begin.elapsed_time(end) / 1e3 / len(turns), host / len(turns))
+                calls = len(turns)
+                return Lap(begin.elapsed_time(end) / 1e3 / calls, host / calls, calls)
             self.lead *= 2
 
     def calls(self, runs: Runs, sample: float = SAMPLE) -> int:
@@ -109,10 +111,8 @@ class Stopwatch:
         return max(1, math.ceil(sample / lap.device))
 
 
-def interleaved(
-    rivals: dict[str, Runs], pace: Pace, watch: Stopwatch
-) -> tuple[dict[str, Laps], dict[str, int]]:
-    """The laps of each rival in each round, and how many calls a lap is the mean of.
+def interleaved(rivals: dict[str, Runs], pace: Pace, watch: Stopwatch) -> dict[str, Laps]:
+    """The laps of each rival in each round.
 
     Each has the same share of the time, and leaves the rounds to the others when it is spent.
     """
@@ -132,7 +132,14 @@ def interleaved(
     finally:
         if was_enabled:
             gc.enable()
-    return laps, calls
+    return laps
+
+
+def together(laps: dict[str, Laps], more: dict[str, Laps]) -> dict[str, Laps]:
+    """The rounds of two sittings, one after the other."""
+    begin = 1 + max((turn for of in laps.values() for turn in of), default=-1)
+    later = {name: {begin + turn: lap for turn, lap in of.items()} for name, of in more.items()}
+    return {name: laps.get(name, {}) | later.get(name, {}) for name in laps | later}
 
 
 def spread(values: Sequence[float]) -> Spread:

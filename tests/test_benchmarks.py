@@ -87,14 +87,14 @@ class Clock:
 def test_rivals_take_turns() -> None:
     clock = Clock()
     rivals: dict[str, Any] = {"a": [lambda: "a"], "b": [lambda: "b"]}
-    found, _ = timing.interleaved(rivals, Pace(math.inf, 3, 3), clock)  # type: ignore[arg-type]
+    found = timing.interleaved(rivals, Pace(math.inf, 3, 3), clock)  # type: ignore[arg-type]
     assert "".join(clock.order) == "abbaab"
     assert {name: len(taken) for name, taken in found.items()} == {"a": 3, "b": 3}
 
 
 def test_who_has_spent_its_time_stops() -> None:
     rivals: dict[str, Any] = {"a": [lambda: "a"]}
-    found, _ = timing.interleaved(rivals, Pace(0.0, 2, 9), Clock())  # type: ignore[arg-type]
+    found = timing.interleaved(rivals, Pace(0.0, 2, 9), Clock())  # type: ignore[arg-type]
     assert len(found["a"]) == 2
 
 
@@ -182,7 +182,7 @@ def found() -> dict[str, Any]:
             patch.setitem(PROVIDERS, name, provider)
         for group in session.Session("cpu", Pace(0.0, 3, 3)).groups(plan, lambda what: None):
             results.add(made, group)
-    return made
+    return results.finished(made)
 
 
 def test_a_session_times_what_is_right(found: dict[str, Any]) -> None:
@@ -195,6 +195,33 @@ def test_a_session_times_what_is_right(found: dict[str, Any]) -> None:
     assert "floors" in ours and "faster" not in ours and "faster" in theirs
     wrong = "\n".join(results.wrong(found))
     assert "activation: call gelu" in wrong and "RuntimeError: does not run" in wrong
+
+
+def test_rounds_of_two_sittings_are_taken_together(found: dict[str, Any]) -> None:
+    """Ratios are of the same round of the same sitting, whoever else had how many."""
+    empty: dict[str, Any] = {"errors": {}, "failed": {}, "memory": {}}
+    group = {**found["groups"][0], **empty}
+    first = {"fused": laps(1.0, 1.0), "eager": laps(4.0, 4.0, 4.0)}
+    second = {"fused": laps(2.0, 2.0, 2.0), "compile": laps(6.0, 10.0)}
+    pooled: dict[str, Any] = {"groups": []}
+    for sitting in (first, second):
+        results.add(pooled, {**group, "laps": {"forward": sitting}})
+    times = results.finished(pooled)["groups"][0]["times"]["forward"]
+    assert times["fused"]["rounds"] == 5 and times["fused"]["seconds"][0] == 2.0
+    assert times["eager"]["faster"] == [4.0, 4.0, 4.0]
+    assert times["compile"]["faster"][0] == 4.0 and times["compile"]["rounds"] == 2
+    assert "laps" not in results.finished(pooled)["groups"][0]
+
+
+def test_processes_are_taken_together(tmp_path: Path) -> None:
+    file = tmp_path / "pooled.json"
+    narrow = "--providers floor fused --places call --activations relu --dtypes float32 --p 0"
+    options = f"--penalties l1 --sizes 16 --rounds 2 --processes 2 --json {file}"
+    assert program.main([*narrow.split(), *options.split()]) == 0
+    made = results.load(file)
+    assert made["machine"]["processes"] == 2
+    for group in made["groups"]:
+        assert [group["times"]["forward"][name]["rounds"] for name in ("floor", "fused")] == [4, 4]
 
 
 def test_results_survive_the_file(found: dict[str, Any], tmp_path: Path) -> None:
