@@ -28,7 +28,7 @@ from actreg_ext import activations
 from . import cases, compare, compilation, machine, results
 from .progress import progress
 from .providers import PROVIDERS
-from .session import Session, chosen
+from .session import Session, chosen, sit
 from .timing import PACES, Pace
 
 LATEST = machine.ROOT / "build" / "benchmarks.json"
@@ -111,14 +111,18 @@ def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
     found = results.collect(here, command, options.preset, lines, absent)
     if not options.no_fill:
         fill(plan, options.device)
+    pace = PACES[options.preset]
+    if options.rounds:
+        pace = Pace(float("inf"), options.rounds, options.rounds)
+    sitting = Session(options.device, pace, options.seconds), plan, found, options.json
     if options.processes == 1:
-        sit(options, plan, found)
+        sit(*sitting)
     else:
         spawn, threads = multiprocessing.get_context("spawn"), (options.threads,)
         sittings = []
         for _ in range(options.processes):
             with ProcessPoolExecutor(1, spawn, torch.set_num_threads, threads) as worker:
-                sittings.append(worker.submit(sit, options, plan, found).result())
+                sittings.append(worker.submit(sit, *sitting).result())
         for part in sittings:
             found["left_out"] += part["left_out"]
             for group in part["groups"]:
@@ -126,25 +130,6 @@ def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
     found["machine"]["after"] = machine.clocks(options.device)
     results.save(found, options.json)
     return results.finished(found)
-
-
-def sit(
-    options: argparse.Namespace, plan: list[cases.Planned], found: dict[str, Any]
-) -> dict[str, Any]:
-    """What one process finds; the file is written group by group, so that an end loses nothing."""
-    if options.preset == "reused":
-        machine.keep_memory()
-    pace = PACES[options.preset]
-    if options.rounds:
-        pace = Pace(float("inf"), options.rounds, options.rounds)
-    session = Session(options.device, pace, options.seconds)
-    with progress(sum(map(len, session.passes(plan)))) as advance:
-        for group in session.groups(plan, advance):
-            results.add(found, group)
-            found["left_out"] = session.left_out
-            results.save(found, options.json)
-    found["left_out"] = session.left_out
-    return found
 
 
 def show(found: dict[str, Any], options: argparse.Namespace) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from . import correctness, machine, memory
+from . import correctness, machine, memory, results
 from .cases import COMPILED, Planned
 from .places import Subject, graphs_that_stay, inputs, subject
+from .progress import progress
 from .providers import PROVIDERS
 from .timing import Pace, Stopwatch, interleaved
 
@@ -119,6 +121,19 @@ class Session:
         if key not in self.counted:
             self.counted[key] = memory.launches(whole, self.device)
         return self.counted[key]
+
+
+def sit(session: Session, plan: list[Planned], found: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What one process finds; the file is written group by group, so that an end loses nothing."""
+    if found["preset"] == "reused":
+        machine.keep_memory()
+    with progress(sum(map(len, session.passes(plan)))) as advance:
+        for group in session.groups(plan, advance):
+            results.add(found, group)
+            found["left_out"] = session.left_out
+            results.save(found, path)
+    found["left_out"] = session.left_out
+    return found
 
 
 def chosen(plan: list[Planned], device: str) -> tuple[list[Planned], dict[str, str]]:
