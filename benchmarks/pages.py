@@ -41,9 +41,10 @@ METHOD = """\
 - Where tensors come to lie in memory, and with it what the caches can do, is decided by chance once
   in each process. So several processes, one after the other, measure all, and their rounds are
   taken together (`--processes`).
-- On a GPU the time is that of CUDA events, behind a queue so full that launches do not count, and
-  the inputs rotate among four times the bytes of the last cache. On the CPU the inputs stay where
-  they are: what fits into a cache is timed in it, as it is behind the layer that wrote it.
+- On a GPU the time is that of CUDA events, behind a queue so full that launches do not count (but
+  in networks that launch more than the queue takes), and the inputs rotate among four times the
+  bytes of the last cache. On the CPU the inputs stay where they are: what fits into a cache is
+  timed in it, as it is behind the layer that wrote it.
 - The penalties are `0.1 * a.abs().sum() + 0.1 * a.square().sum()`, float16 summed in float32, which
   would overflow; backward is the gradient of output and penalty together.
 - Kept for backward: the storages that autograd packs, each counted once, without parameters. An

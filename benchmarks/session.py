@@ -53,7 +53,7 @@ class Session:
         passes = self.passes(plan)
         deadline = time.monotonic() + (self.seconds or float("inf"))
         for turn, planned in enumerate(passes):
-            left = len(passes) - turn if turn else 1
+            left = len(passes) - turn if turn else min(len(passes), 2)  # half is for the first
             until = time.monotonic() + (deadline - time.monotonic()) / left
             for item in planned:
                 advance(item.case.describe())
@@ -103,7 +103,7 @@ class Session:
         }
         for name, timed in subjects.items():
             if not timed.is_floor:
-                key = (name, *case._replace(elements=0))
+                key = (name, *case._replace(elements=0, dtype=""))
                 group["memory"][name] = self.memory(key, timed, item.directions)
         return group
 
@@ -117,7 +117,7 @@ class Session:
         }
 
     def launches(self, key: tuple[Any, ...], whole: Callable[[], object]) -> int | None:
-        """Counted once for all sizes: the profiler is slow to start."""
+        """Counted once for all sizes and types: the profiler is slow to start."""
         if key not in self.counted:
             self.counted[key] = memory.launches(whole, self.device)
         return self.counted[key]

@@ -70,22 +70,23 @@ def random_inputs(dtype: torch.dtype, device: str, wide: bool = True) -> Tensor:
     as exact.py has to follow.)
     """
     n = LENGTHS.get(dtype, 4096)
-    generator = torch.Generator().manual_seed(20)
+    generator = torch.Generator("cpu").manual_seed(20)  # whatever the default device is
     info = torch.finfo(dtype)
     widest = (math.log2(info.smallest_normal * info.eps), math.log2(info.max))
     if dtype is torch.float64:
         widest = (-40, 40)
-    exponents = torch.empty(n, dtype=torch.float64).uniform_(-10, 6.5, generator=generator)
+    exponents = torch.empty(n, dtype=torch.float64, device="cpu")
+    exponents.uniform_(-10, 6.5, generator=generator)
     if wide:
         exponents[::4].uniform_(*widest, generator=generator)
-    signs = torch.randint(0, 2, (n,), generator=generator) * 2 - 1
+    signs = torch.randint(0, 2, (n,), generator=generator, device="cpu") * 2 - 1
     return (exponents.exp2() * signs).to(dtype).sort().values.to(device)
 
 
 def random_gradients(x: Tensor) -> Tensor:
     """A dy for x."""
-    generator = torch.Generator().manual_seed(21)
-    return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    generator = torch.Generator("cpu").manual_seed(21)
+    return torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu").to(x)
 
 
 def gradient(output: Any, x: Tensor, dy: Tensor, dpenalty: float = 1.0) -> Tensor:

@@ -137,13 +137,25 @@ class HostEvent:
 
 
 def profiled() -> list[SimpleNamespace]:
-    """Two kernels, a copy and a fill on the device, and what the host did."""
-    names = ("forward_kernel", "backward_kernel", "Memcpy DtoH", "Memset (Device)")
-    kinds = ["CUDA"] * len(names) + ["CPU"]
-    return [
-        SimpleNamespace(name=lambda n=name: n, device_type=lambda k=kind: SimpleNamespace(name=k))
-        for name, kind in zip((*names, "aten::relu"), kinds, strict=True)
-    ]
+    """Two kernels, a copy, a fill and an annotation on the device, and what the host did."""
+    names = ("forward_kernel", "backward_kernel", "Memcpy DtoH", "Memset (Device)", "## Graph ##")
+
+    def event(name: str, kind: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            name=lambda: name,
+            device_type=lambda: SimpleNamespace(name=kind),
+            is_user_annotation=lambda: name.startswith("##"),
+        )
+
+    return [*(event(name, "CUDA") for name in names), event("aten::relu", "CPU")]
+
+
+@pytest.mark.usefixtures("host_as_gpu")
+def test_a_profile_that_sees_nothing_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    profiles = iter([[], profiled(), [], []])
+    monkeypatch.setattr(memory, "_events", lambda call, activities: next(profiles))
+    assert memory.launches(lambda: None, "cuda") == 2
+    assert memory.launches(lambda: None, "cuda") is None
 
 
 @pytest.mark.usefixtures("host_as_gpu")

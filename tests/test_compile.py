@@ -41,7 +41,7 @@ def draws_of_traced_calls(device: str) -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         if device != "cpu":
-            patch.setattr(functional, "is_compiling", lambda: True)
+            patch.setattr(functional, "is_dynamo_compiling", lambda: True)
         yield
 
 

@@ -8,6 +8,7 @@ with 1 if a step failed. `smoke` is the program that compute-sanitizer looks at.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -54,6 +55,13 @@ def start(command: list[str], log: Any, **changes: str) -> subprocess.Popen[byte
         start_new_session=True,
         **streams,
     )
+
+
+def interrupt(process: subprocess.Popen[bytes]) -> None:
+    """As by Ctrl-C, whereupon pytest shows what has failed so far."""
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -109,6 +117,7 @@ class Check:
             except subprocess.TimeoutExpired:
                 # For the timing no failure: what matters most was measured first.
                 outcome = "cut off" if name == "timing" else "timed out"
+                interrupt(process)
             finally:
                 end(process)
             log.seek(0)
@@ -121,8 +130,12 @@ class Check:
         self.run("build", command, 0.6 * self.left(), MAX_JOBS=str(os.cpu_count()), **switches)
 
     def tests(self) -> None:
-        command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "--durations=10"]
-        self.run("tests", command, 0.45 * self.left())
+        # What only a GPU can show comes first, and the table if there is the time.
+        folder = ROOT / "tests"
+        alone = folder / "test_cuda.py"
+        command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "--tb=short"]
+        self.run("tests", [*command, str(alone)], 0.25 * self.left())
+        self.run("table", [*command, f"--ignore={alone}", str(folder)], 0.3 * self.left())
 
     def sanitizers(self) -> None:
         sanitizer = machine.cuda_program("compute-sanitizer")
