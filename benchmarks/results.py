@@ -75,10 +75,10 @@ def summary(laps: dict[str, Laps], name: str, size: int | None) -> dict[str, Any
     seconds = spread([lap.device for lap in own])
     found: dict[str, Any] = {"seconds": seconds, "rounds": len(own)}
     found["host"] = spread([lap.host for lap in own]).median
-    if "fused" in laps and name != "fused":
-        found["faster"] = paired(laps[name], laps["fused"])  # the operator, so many times
-    if "floor" in laps and name != "floor":
-        found["floors"] = paired(laps[name], laps["floor"])  # as many times the memory alone
+    # How many times faster the operator is, and how many times it takes that the memory alone does.
+    for ratio, rival in (("faster", "fused"), ("floors", "floor")):
+        if name != rival and (ratios := paired(laps[name], laps.get(rival, {}))):
+            found[ratio] = ratios
     if size:
         found["gb_per_s"] = size / seconds.median / 1e9
     return found | {"calls": max(lap.calls for lap in own)}

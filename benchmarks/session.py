@@ -39,8 +39,8 @@ class Session:
             return [plan]
         compiled = [name for name in COMPILED if any(name in p.providers for p in plan)]
         first = [
-            Planned(p.case, p.directions, [n for n in p.providers if n not in COMPILED])
-            for p in plan
+            replace(item, providers=[n for n in item.providers if n not in COMPILED])
+            for item in plan
         ]
         rest = [
             [replace(item, providers=["fused", name]) for item in plan if name in item.providers]

@@ -150,7 +150,9 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), low, high)
 
 
-def paired(theirs: Laps, ours: Laps) -> Spread:
-    """Of the ratios theirs / ours of the rounds that both ran in."""
+def paired(theirs: Laps, ours: Laps) -> Spread | None:
+    """Of the ratios theirs / ours of the rounds that both ran in; nothing if there are none."""
     both = theirs.keys() & ours.keys()
+    if not both:
+        return None
     return spread([theirs[turn].device / ours[turn].device for turn in sorted(both)])

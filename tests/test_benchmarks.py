@@ -201,7 +201,7 @@ def test_rounds_of_two_sittings_are_taken_together(found: dict[str, Any]) -> Non
     """Ratios are of the same round of the same sitting, whoever else had how many."""
     empty: dict[str, Any] = {"errors": {}, "failed": {}, "memory": {}}
     group = {**found["groups"][0], **empty}
-    first = {"fused": laps(1.0, 1.0), "eager": laps(4.0, 4.0, 4.0)}
+    first = {"floor": laps(1.0), "fused": laps(1.0, 1.0), "eager": laps(4.0, 4.0, 4.0)}
     second = {"fused": laps(2.0, 2.0, 2.0), "compile": laps(6.0, 10.0)}
     pooled: dict[str, Any] = {"groups": []}
     for sitting in (first, second):
@@ -210,6 +210,7 @@ def test_rounds_of_two_sittings_are_taken_together(found: dict[str, Any]) -> Non
     assert times["fused"]["rounds"] == 5 and times["fused"]["seconds"][0] == 2.0
     assert times["eager"]["faster"] == [4.0, 4.0, 4.0]
     assert times["compile"]["faster"][0] == 4.0 and times["compile"]["rounds"] == 2
+    assert "floors" not in times["compile"]  # the floor had no round with it
     assert "laps" not in results.finished(pooled)["groups"][0]
 
 

@@ -178,6 +178,7 @@ def test_a_session_on_a_gpu_makes_its_page(tmp_path: Path) -> None:
     (tmp_path / "results" / "cpu.json").write_text(cpu.read_text())
     written = tmp_path / "results" / "gpu.json"
     options = "--activations relu --dtypes float32 --sizes 4096 --places call --rounds 3 --no-fill"
+    options += " --seconds 600"  # compiler by compiler, then
     command = ["--device", "cuda", "--preset", "gpu", *options.split(), "--json", str(written)]
     assert program.main(command) == 0
     made = results.load(written)
@@ -191,6 +192,7 @@ def test_a_session_on_a_gpu_makes_its_page(tmp_path: Path) -> None:
         assert group["memory"]["fused"]["peak"] == 4000
     assert report.main(["--root", str(tmp_path)]) == 0
     page = (tmp_path / "docs" / "performance.md").read_text()
+    assert "| than eager | than compile | than max-autotune | than cooperative |" in page
     assert page.count("## On a GPU: Simulated GPU") == 1 and "Not timed yet" not in page
     readme = (tmp_path / "README.md").read_text()
     assert "### On a GPU\n\nSimulated GPU, driver 1.2" in readme
