@@ -62,8 +62,9 @@ class ActReg(nn.Module):
         nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.1))
         nn.Sequential(nn.Linear(8, 8), ActReg("relu", l1=1e-4, p=0.1))
 
-    and with l1 = l2 = p = 0 it is the activation alone. It has no parameters and no buffers, so
-    checkpoints load as before. `forward` returns y alone, of the shape and dtype of x; each forward
+    and with l1 = l2 = p = 0 it is the activation alone. It has no parameters and no buffers,
+    and with `nn.Identity()` in the dropout's place the others keep their names, so that checkpoints
+    load as before. `forward` returns y alone, of the shape and dtype of x; each forward
     in training mode with gradients enabled adds its penalty to what `collect_penalty(model)`
     returns. A forward in eval mode, under `torch.no_grad()` or in an exported program leaves
     nothing, and a forward that activation checkpointing repeats (use_reentrant=False) counts once.

@@ -110,9 +110,12 @@ def step(calls: Sequence[Call], place: str, network: str) -> str:
         if case["place"] != place or "eager" not in found:
             continue
         ours, theirs = found["fused"], found["eager"]
+        megabytes = [
+            [f"{found[key] / 1e6:.1f}" for found in (ours, theirs)] for key in ("saved", "peak")
+        ]
         kept, peak = (
-            f"{ours[key] / 1e6:.1f} instead of {theirs[key] / 1e6:.1f} MB"
-            for key in ("saved", "peak")
+            f"the same {own} MB" if own == other else f"{own} instead of {other} MB"
+            for own, other in megabytes
         )
         faster = factor(theirs["faster"][0])
         parts.append(

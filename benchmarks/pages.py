@@ -17,7 +17,9 @@ round. *Of the floor* is the speed as a share of the memory's own: forward `x.cl
 plain PyTorch (activation, `abs().sum()`, `square().sum()`, `F.dropout`) and than `torch.compile` of
 it; medians of the ratios of the same rounds. On Linux `act_reg` asks for huge pages where its
 output has 32 MB or more, and the others do not (with `THP_MEM_ALLOC_ENABLE=1` they do): so it may
-pass the floor there, or, where the host of a virtual machine has to find them first, miss it."""
+pass the floor there, or, where the host of a virtual machine has to find them first, miss it.
+Single figures of such outputs vary severalfold with the memory that the system has at hand: a table
+of large tensors in memory that is used again is in docs/performance.md."""
 
 NO_GPU = """\
 Not timed yet: no GPU was at hand, so no speed is claimed. [cuda_kernels.md]({docs}cuda_kernels.md)
@@ -41,12 +43,12 @@ METHOD = """\
 - Where tensors come to lie in memory, and with it what the caches can do, is decided by chance once
   in each process. So several processes, one after the other, measure all, and their rounds are
   taken together (`--processes`).
-- On a GPU the time is that of CUDA events, behind a queue so full that launches do not count (but
-  in networks that launch more than the queue takes), and the inputs rotate among four times the
+- On a GPU the time is that of CUDA events, behind a queue so full that launches do not count,
+  unless a network launches more than the queue takes. There the inputs rotate among four times the
   bytes of the last cache. On the CPU the inputs stay where they are: what fits into a cache is
   timed in it, as it is behind the layer that wrote it.
-- The penalties are `0.1 * a.abs().sum() + 0.1 * a.square().sum()`, float16 summed in float32, which
-  would overflow; backward is the gradient of output and penalty together.
+- The penalties are `0.1 * a.abs().sum() + 0.1 * a.square().sum()`, of float16 summed in float32, as
+  float16 would overflow; backward is the gradient of output and penalty together.
 - Kept for backward: the storages that autograd packs, each counted once, without parameters. An
   input or output that is kept counts, though others may hold it too.
 - Peak: the most that is allocated at one time above what was before, in forward and backward. On a
@@ -63,7 +65,8 @@ LayerNorm and with a residual. `sae`: the encoder of a sparse autoencoder with i
 `step`: forward, loss, backward and AdamW of the perceptron. `deep`: the same of eight Linear 512 to
 512, each with the layer behind it. Elements are those of the layer. Most of the time is that of the
 matrix products, which all share; what is compiled is compiled as a whole. In brackets the 20th and
-80th percentile; bytes are for each element of the layer, of `deep` for all eight."""
+80th percentile. Bytes are for each element of the layer; those of `deep` are of all eight layers
+together."""
 
 REUSED = """\
 Malloc keeps what is freed (the benchmark tells glibc's to; tcmalloc and jemalloc do so unasked):
