@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 from torch.nn import functional
 
+# Names that other libraries, or torch elsewhere, have for the same.
+OTHER_NAMES = {"swish": "silu", "avg": "mean", "dropout": "p", "generator": "seed"}
+
 
 def not_one_of(argument: str, value: object, accepted: Iterable[str]) -> ValueError | TypeError:
     """Build the error for a value that is none of the names accepted."""
@@ -82,7 +85,7 @@ def bad_input(input: object, dtypes: tuple[object, ...]) -> TypeError:
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return a hint at the name that was probably meant, or nothing."""
     by_lower = {candidate.lower(): candidate for candidate in names}
-    meant = {"swish": "silu"}.get(name.lower(), name.lower())
+    meant = OTHER_NAMES.get(name.lower(), name.lower())
     if hasattr(functional, meant) and meant not in by_lower:  # glu is not gelu
         return ""
     close = difflib.get_close_matches(meant, by_lower, n=1, cutoff=0.5)

@@ -45,6 +45,8 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"reduction": "none"}, ValueError, ["reduction", "'none'", "sum, mean, batch, token"]),
     ({"reduction": "tokens"}, ValueError, ["reduction", "'tokens'", "did you mean 'token'"]),
     ({"reduction": []}, TypeError, ["reduction", "[]", "sum, mean, batch, token"]),
+    ({"reduction": "avg"}, ValueError, ["reduction", "'avg'", "did you mean 'mean'"]),
+    ({"dropout": 0.1}, TypeError, ["dropout=0.1", "did you mean 'p'"]),
     ({"activation": "rellu"}, ValueError, ["activation", "'rellu'", "did you mean 'relu'", "silu"]),
     ({"activation": "ReLU"}, ValueError, ["activation", "'ReLU'", "did you mean 'relu'"]),
     ({"activation": "swish"}, ValueError, ["activation", "'swish'", "did you mean 'silu'"]),
@@ -168,6 +170,7 @@ def test_a_module_names_its_own_options() -> None:
     assert_refused(lambda: ActReg(seed=1), TypeError, ["seed=1", accepted])
     assert_refused(lambda: ActReg(training=False), TypeError, ["training=False", accepted])
     assert_refused(lambda: act_reg(X, sed=1), TypeError, ["seed (did you mean 'seed'?)"])
+    assert_refused(lambda: act_reg(X, generator=None), TypeError, ["did you mean 'seed'"])
 
 
 @pytest.mark.parametrize("activation", ["glu", "prelu", "softmax", nn.GLU(), nn.PReLU()])
