@@ -114,19 +114,14 @@ def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
     pace = PACES[options.preset]
     if options.rounds:
         pace = Pace(float("inf"), options.rounds, options.rounds)
-    sitting = Session(options.device, pace, options.seconds), plan, found, options.json
+    session = Session(options.device, pace, options.seconds)
     if options.processes == 1:
-        sit(*sitting)
+        found = sit(session, plan, found, options.json)
     else:
         spawn, threads = multiprocessing.get_context("spawn"), (options.threads,)
-        sittings = []
         for _ in range(options.processes):
             with ProcessPoolExecutor(1, spawn, torch.set_num_threads, threads) as worker:
-                sittings.append(worker.submit(sit, *sitting).result())
-        for part in sittings:
-            found["left_out"] += part["left_out"]
-            for group in part["groups"]:
-                results.add(found, group)
+                found = worker.submit(sit, session, plan, found, options.json).result()
     found["machine"]["after"] = machine.clocks(options.device)
     results.save(found, options.json)
     return results.finished(found)

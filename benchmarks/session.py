@@ -124,15 +124,16 @@ class Session:
 
 
 def sit(session: Session, plan: list[Planned], found: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What one process finds; the file is written group by group, so that an end loses nothing."""
+    """Add what one process finds; the file is written group by group: an end loses nothing."""
+    before = found["left_out"]
     if found["preset"] == "reused":
         machine.keep_memory()
     with progress(sum(map(len, session.passes(plan)))) as advance:
         for group in session.groups(plan, advance):
             results.add(found, group)
-            found["left_out"] = session.left_out
+            found["left_out"] = before + session.left_out
             results.save(found, path)
-    found["left_out"] = session.left_out
+    found["left_out"] = before + session.left_out
     return found
 
 

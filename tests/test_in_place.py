@@ -226,11 +226,12 @@ def test_the_generator_does_not_move_for_nothing(refused: str) -> None:
 
 
 def test_no_memory_is_allocated() -> None:
-    """But for bits and two numbers, each in a block of 512 bytes on a GPU."""
+    """But for bits and numbers."""
     from benchmarks.memory import peak_bytes  # as the benchmark counts it
 
     x, device = torch.randn(1 << 16), torch.get_default_device().type
+    numbers = 2 * 512 if device == "cuda" else 64  # where each is a block of its own
     with torch.no_grad():
-        assert peak_bytes(lambda: act_reg_(x, "gelu", **OPTIONS), device) <= 1024
+        assert peak_bytes(lambda: act_reg_(x, "gelu", **OPTIONS), device) <= numbers
     h = linear(x.requires_grad_())
-    assert peak_bytes(lambda: act_reg_(h, "relu", **OPTIONS), device) <= (1 << 13) + 1024
+    assert peak_bytes(lambda: act_reg_(h, "relu", **OPTIONS), device) <= (1 << 13) + numbers
