@@ -18,8 +18,9 @@ def forward(
     on_output: bool,
     l1: float,
     l2: float,
+    reduction: str,
 ) -> _Output:
-    """Return (output, penalty) as `type`, a named tuple; l1 and l2 come divided by D.
+    """Return (output, penalty) as `type`, a named tuple.
 
     With p > 0 and no rng_state it draws one.
     """
@@ -33,6 +34,7 @@ def forward_(
     on_output: bool,
     l1: float,
     l2: float,
+    reduction: str,
 ) -> Tensor:
     """Overwrite x by the output and return the penalty; rng_state None and p > 0 draws."""
 

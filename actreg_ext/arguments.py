@@ -175,13 +175,14 @@ def check_seed(seed: object) -> None:
         raise ValueError(f"seed must be in [-2^63, 2^64 - 1], but got {seed}")
 
 
-def rng_state(seed: int | Tensor, device: torch.device) -> Tensor:
-    """Return a checked seed as the int64 tensor {seed, offset} on `device`."""
+def rng_state(seed: int | Tensor, x: Tensor) -> Tensor:
+    """Return a checked seed as a new int64 tensor {seed, offset} on the device of x."""
+    state: Tensor
     if isinstance(seed, Tensor):
-        return seed.to(device, copy=True).contiguous()  # the caller may count its offset up
-    signed = int(seed) - 2**64 if seed >= 2**63 else int(seed)  # the same 64 bits
-    state = torch.full((2,), signed, dtype=torch.int64, device=device)  # copies nothing to a GPU
-    state[1:].zero_()
+        state = torch.ops.actreg.rng_state(x, seed, 0)
+    else:
+        signed = seed - 2**64 if seed >= 2**63 else seed  # the same 64 bits
+        state = torch.ops.actreg.rng_state(x, None, signed)
     return state
 
 

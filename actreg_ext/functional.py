@@ -17,7 +17,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import _C, arguments, ops
 from .arguments import PENALTY_ON, READY, REDUCTIONS, check, check_input, resolve, rng_state
-from .reference import COUNTS, ActRegOutput, composite, denominator, draw
+from .reference import ActRegOutput, composite, draw, memory_order
 
 __all__ = ["ActRegOutput", "act_reg", "act_reg_", "activations", "dropout_mask"]
 
@@ -143,25 +143,18 @@ def act_reg(
         parameters = READY[activation]
     else:
         activation, parameters = resolve(activation, activation_parameters)
-    # A plain tensor is never part of a trace without Dynamo, which is_compiling asks for at length.
-    if (
-        is_dynamo_compiling()
-        or not (input.is_cpu or input.device.type in _DEVICES)
-        or (type(input) is not Tensor and is_compiling())
-    ):
+    if is_dynamo_compiling() or not (input.is_cpu or input.device.type in _DEVICES):
         check_input(input)
         call = (input, activation, parameters, l1, l2, p, penalty_on, reduction, seed)
         if input.device.type not in _DEVICES:
             return _without_kernel(*call)
         return _traced(*call)
     try:
-        if l1 or l2:
-            size = COUNTS[reduction](input) or 1
-            l1 /= size
-            l2 /= size
-        state = None if seed is None or p == 0.0 else rng_state(seed, input.device)
+        state = None if seed is None or p == 0.0 else rng_state(seed, input)
         on_output = penalty_on == "output"
-        return _forward(ActRegOutput, input, state, activation, parameters, p, on_output, l1, l2)
+        return _forward(
+            ActRegOutput, input, state, activation, parameters, p, on_output, l1, l2, reduction
+        )
     except Exception:
         check_input(input)  # the op refuses the same inputs, before any work; this text is better
         raise
@@ -178,7 +171,7 @@ def _traced(
     reduction: str,
     seed: int | Tensor | None,
 ) -> ActRegOutput:
-    """Call the op under torch.compile or torch.export.
+    """Call the op under Dynamo: in torch.compile and in a strict torch.export.
 
     The seed comes from torch.randint and the op is pure: AOTAutograd merges two equal calls of a
     custom random op, which would give two layers one mask, and makes an exception for torch's own.
@@ -189,15 +182,12 @@ def _traced(
     """
     state = None
     if p > 0:
-        state = draw(x.device) if seed is None else rng_state(seed, x.device)
+        state = draw(x.device) if seed is None else rng_state(seed, x)
     # Which penalties there are is the op's to know: with fewer it may keep less for backward.
     on = None if l1 and l2 else [1.0, 0.0] if l1 else [0.0, 1.0] if l2 else [0.0, 0.0]
-    output, sums = ops.forward(x, state, activation, parameters, p, penalty_on == "output", on)
-    size = denominator(x, reduction)
-    if on is None:
-        penalty = l1 * sums[0] / size + l2 * sums[1] / size
-    else:
-        penalty = (l1 or l2) * sums / size
+    on_output, order = penalty_on == "output", memory_order(x)
+    output, sums = ops.forward(x, state, activation, parameters, p, on_output, on, reduction, order)
+    penalty = l1 * sums[0] + l2 * sums[1] if on is None else (l1 or l2) * sums
     return ActRegOutput(output, penalty)
 
 
@@ -284,12 +274,14 @@ def act_reg_(
     name, parameters = resolve(activation, activation_parameters)
     needs_grad = input.requires_grad and torch.is_grad_enabled()
 
-    def through_a_copy(x: Tensor) -> ActRegOutput:
-        output, penalty = act_reg(x, activation, **options)
+    def through_a_copy() -> ActRegOutput:
+        # Of the input, because backward may need what is overwritten, and in the same order.
+        layout = torch.preserve_format if memory_order(input) else torch.contiguous_format
+        output, penalty = act_reg(input.clone(memory_format=layout), activation, **options)
         return ActRegOutput(input.copy_(output), penalty)
 
-    if is_compiling():  # backward may need what is overwritten
-        return through_a_copy(input.clone() if needs_grad else input)
+    if is_compiling():
+        return through_a_copy()
     if not training:
         p = 0.0
     on_output = penalty_on == "output"
@@ -305,10 +297,9 @@ def act_reg_(
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
     ):
-        return through_a_copy(input)
-    size = denominator(input, reduction)
-    state = None if seed is None or p == 0 else rng_state(seed, input.device)
-    penalty = _C.forward_(input, state, name, parameters, p, on_output, l1 / size, l2 / size)
+        return through_a_copy()
+    state = None if seed is None or p == 0 else rng_state(seed, input)
+    penalty = _C.forward_(input, state, name, parameters, p, on_output, l1, l2, reduction)
     return ActRegOutput(input, penalty)
 
 

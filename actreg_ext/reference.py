@@ -6,8 +6,9 @@ torch functions. It is also what runs where there is no kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -51,8 +52,8 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], type[nn.Module] | None]] = {
 COUNTS: dict[str, Callable[[Tensor], int]] = {
     "sum": lambda x: 1,
     "mean": Tensor.numel,
-    "batch": lambda x: x.shape[:1].numel(),  # of no dimensions at all the product is 1
-    "token": lambda x: x.shape[:-1].numel(),
+    "batch": lambda x: math.prod(x.shape[:1]),  # of no dimensions at all the product is 1
+    "token": lambda x: math.prod(x.shape[:-1]),
 }
 
 
@@ -123,15 +124,16 @@ def composite(
 ) -> ActRegOutput:
     """Compute `act_reg` from checked arguments."""
     size = denominator(x, reduction)
-    if not is_dense(x):
+    order = memory_order(x)
+    if not order:
         x = x.contiguous()
     function, _ = ACTIVATIONS[activation]
     a = function(x, *parameters)
     y = a
     if p > 0:
-        state = draw(x.device) if seed is None else rng_state(seed, x.device)
+        state = draw(x.device) if seed is None else rng_state(seed, x)
         kept = kept_of_65536(p)
-        keep = (random16(state[0], state[1], x.numel()) < kept).as_strided(x.shape, x.stride())
+        keep = in_order(random16(state[0], state[1], x.numel()) < kept, x.shape, order)
         # A select, never a product: 0 * inf would be NaN. The scale is that of the integer
         # threshold, not of p, so that the expected y is exactly a.
         y = torch.where(keep, a * (65536 / max(kept, 1)), 0.0)
@@ -147,12 +149,50 @@ def composite(
 
 def denominator(x: Tensor, reduction: str) -> int:
     """Return D, what the sums are divided by; at least 1, so an empty tensor has penalty 0."""
-    return max(COUNTS[reduction](x), 1)
+    size: int = torch.sym_max(COUNTS[reduction](x), 1)  # type: ignore[no-untyped-call]
+    return size
 
 
-def is_dense(x: Tensor) -> bool:
-    """Say whether the elements fill one stretch of memory, each place once, in whatever order."""
-    return x.is_contiguous() or x.permute(x.dim_order()).is_contiguous()
+def memory_order(x: Tensor) -> tuple[int, ...]:
+    """Return the order in which positions are counted: dimensions from outermost to innermost.
+
+    It is the order of the strides if the elements fill one block of memory; else, and where sizes
+    are not known yet, it is the row-major order, which is written as the empty tuple.
+    """
+    sizes, strides = x.shape, x.stride()
+    surely: Callable[[Any], bool] = bool
+    if torch.compiler.is_compiling() or any(
+        isinstance(n, torch.SymInt) for n in (*sizes, *strides)
+    ):
+        # Here, because importing it takes a second.
+        from torch.fx.experimental.symbolic_shapes import guard_or_false as surely
+
+    def is_dense(order: Sequence[int]) -> bool:
+        expected: Any = 1
+        for dim in reversed(order):
+            if not surely(sizes[dim] == 1):
+                if not surely(strides[dim] == expected):
+                    return False
+                expected = expected * sizes[dim]
+        return True
+
+    if is_dense(range(x.dim())):
+        return ()
+    order: list[int] = []
+    for dim in range(x.dim()):  # sorts by insertion
+        at = len(order)
+        while at > 0 and surely(strides[dim] > strides[order[at - 1]]):
+            at -= 1
+        order.insert(at, dim)
+    return tuple(order) if is_dense(order) else ()
+
+
+def in_order(values: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:
+    """Return a tensor of `shape` whose elements in that order are `values`, which has one dim."""
+    if not order:
+        return values.view(shape)
+    inverse = [order.index(dim) for dim in range(len(order))]
+    return values.view([shape[dim] for dim in order]).permute(inverse)
 
 
 def draw(device: torch.device) -> Tensor:

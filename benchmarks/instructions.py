@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
+from typing import Any
 
 import torch
 from torch.utils.benchmark import Timer
@@ -52,17 +53,17 @@ arithmetic: it is what is left to the floor where memory or cache are faster tha
 
 def every_kernel(inputs: list[torch.Tensor], state: torch.Tensor) -> None:
     """Each loop once, for each input."""
-    sums = [1.0, 1.0]
+    rest: tuple[Any, ...] = (False, [1.0, 1.0], "sum", [])
     for name, defaults in activations().items():
         given = list({**defaults, **REQUIRED.get(name, {})}.values())
         for x in inputs:
             one = torch.ones((), dtype=torch.float32)
             for p in (0.0, 0.1):
-                options = (state if p else None, name, given, p, False, sums)
+                options = (state if p else None, name, given, p, *rest)
                 torch.ops.actreg.forward.default(x, *options)
                 torch.ops.actreg.backward.default(x, one, x, *options)
             if name in TELLING and x.dtype == torch.float32:
-                attributes = (name, given, 0.0, False, sums)
+                attributes = (name, given, 0.0, *rest)
                 torch.ops.actreg.backward.default(x, one, x, None, *attributes, True)
 
 

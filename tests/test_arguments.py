@@ -225,83 +225,124 @@ STATE = torch.tensor([1, 2])
 
 def misuses(x: Tensor, state: Tensor) -> dict[str, tuple[Callable[[], Any], str]]:
     return {
-        "no state": (lambda: OPS.forward(x, None, "relu", [], 0.5, False, None), "rng_state"),
+        "no state": (
+            lambda: OPS.forward(x, None, "relu", [], 0.5, False, None, "sum", []),
+            "rng_state",
+        ),
         "state too long": (
-            lambda: OPS.forward(x, state.repeat(2), "relu", [], 0.5, False, None),
+            lambda: OPS.forward(x, state.repeat(2), "relu", [], 0.5, False, None, "sum", []),
             "[4]",
         ),
-        "state 0-d": (lambda: OPS.forward(x, state[0], "relu", [], 0.5, False, None), "rng_state"),
-        "state of float": (lambda: OPS.forward(x, x[:2], "relu", [], 0.5, False, None), "Float"),
+        "state 0-d": (
+            lambda: OPS.forward(x, state[0], "relu", [], 0.5, False, None, "sum", []),
+            "rng_state",
+        ),
+        "state of float": (
+            lambda: OPS.forward(x, x[:2], "relu", [], 0.5, False, None, "sum", []),
+            "Float",
+        ),
         "state strided": (
-            lambda: OPS.forward(x, state.repeat(2)[::2], "relu", [], 0.5, False, None),
+            lambda: OPS.forward(x, state.repeat(2)[::2], "relu", [], 0.5, False, None, "sum", []),
             "contiguous",
         ),
         "no such activation": (
-            lambda: OPS.forward(x, None, "rellu", [], 0.0, False, None),
+            lambda: OPS.forward(x, None, "rellu", [], 0.0, False, None, "sum", []),
             "rellu",
         ),
         "empty activation": (
-            lambda: OPS.forward(x, None, "", [], 0.0, False, None),
+            lambda: OPS.forward(x, None, "", [], 0.0, False, None, "sum", []),
             "no activation",
         ),
         "parameter missing": (
-            lambda: OPS.forward(x, None, "elu", [], 0.0, False, None),
+            lambda: OPS.forward(x, None, "elu", [], 0.0, False, None, "sum", []),
             "0 parameters",
         ),
         "parameter too many": (
-            lambda: OPS.forward(x, None, "relu", [1.0], 0.0, False, None),
+            lambda: OPS.forward(x, None, "relu", [1.0], 0.0, False, None, "sum", []),
             "1 parameters",
         ),
-        "p": (lambda: OPS.forward(x, state, "relu", [], 1.5, False, None), "1.5"),
-        "p of NaN": (lambda: OPS.forward(x, state, "relu", [], NAN, False, None), "nan"),
+        "p": (lambda: OPS.forward(x, state, "relu", [], 1.5, False, None, "sum", []), "1.5"),
+        "p of NaN": (lambda: OPS.forward(x, state, "relu", [], NAN, False, None, "sum", []), "nan"),
         "one coefficient": (
-            lambda: OPS.forward(x, None, "relu", [], 0.0, False, [1.0]),
+            lambda: OPS.forward(x, None, "relu", [], 0.0, False, [1.0], "sum", []),
             "coefficients",
         ),
         "no coefficients": (
-            lambda: OPS.forward(x, None, "relu", [], 0.0, False, []),
+            lambda: OPS.forward(x, None, "relu", [], 0.0, False, [], "sum", []),
             "coefficients",
         ),
-        "integers": (lambda: OPS.forward(x.int(), None, "relu", [], 0.0, False, None), "Int"),
-        "random p": (lambda: OPS.forward_random(x, "relu", [], -1.0, False, None), "-1"),
+        "no such reduction": (
+            lambda: OPS.forward(x, None, "relu", [], 0.0, False, None, "avg", []),
+            "'avg'",
+        ),
+        **{
+            f"order {order}": (
+                lambda order=order: OPS.forward(
+                    x, None, "relu", [], 0.0, False, None, "sum", order
+                ),
+                "permutation of 1 dimensions",
+            )
+            for order in ([1], [-1], [0, 0], [0, 1])
+        },
+        "integers": (
+            lambda: OPS.forward(x.int(), None, "relu", [], 0.0, False, None, "sum", []),
+            "Int",
+        ),
+        "random p": (lambda: OPS.forward_random(x, "relu", [], -1.0, False, None, "sum", []), "-1"),
         "random activation": (
-            lambda: OPS.forward_random(x, "rellu", [], 0.5, False, None),
+            lambda: OPS.forward_random(x, "rellu", [], 0.5, False, None, "sum", []),
             "rellu",
         ),
         "random integers": (
-            lambda: OPS.forward_random(x.int(), "relu", [], 0.5, False, None),
+            lambda: OPS.forward_random(x.int(), "relu", [], 0.5, False, None, "sum", []),
             "Int",
         ),
         **{
             f"{op} {what}": (lambda op=op, given=given: getattr(OPS, op)(*given), word)
             for op in ("backward", "curvature")
             for what, (given, word) in {
-                "dy too short": ((x[:2], None, x, None, "relu", [], 0.0, False, None), "dy"),
+                "dy too short": (
+                    (x[:2], None, x, None, "relu", [], 0.0, False, None, "sum", []),
+                    "dy",
+                ),
                 "dy of another shape": (
-                    (x[None], None, x, None, "relu", [], 0.0, False, None),
+                    (x[None], None, x, None, "relu", [], 0.0, False, None, "sum", []),
                     "dy",
                 ),
                 "dpenalty too long": (
-                    (x, x[:3], x, None, "relu", [], 0.0, False, [1.0, 1.0]),
+                    (x, x[:3], x, None, "relu", [], 0.0, False, [1.0, 1.0], "sum", []),
                     "dpenalty",
                 ),
                 "dpenalty empty": (
-                    (x, x[:0], x, None, "relu", [], 0.0, False, [1.0, 1.0]),
+                    (x, x[:0], x, None, "relu", [], 0.0, False, [1.0, 1.0], "sum", []),
                     "dpenalty",
                 ),
                 "one dpenalty for two sums": (
-                    (x, x[0], x, None, "relu", [], 0.0, False, None),
+                    (x, x[0], x, None, "relu", [], 0.0, False, None, "sum", []),
                     "dpenalty",
                 ),
-                "no state": ((x, None, x, None, "relu", [], 0.5, False, None), "rng_state"),
-                "state too short": ((x, None, x, state[:1], "relu", [], 0.5, False, None), "[1]"),
-                "no such activation": ((x, None, x, None, "rellu", [], 0.0, False, None), "rellu"),
+                "no state": (
+                    (x, None, x, None, "relu", [], 0.5, False, None, "sum", []),
+                    "rng_state",
+                ),
+                "state too short": (
+                    (x, None, x, state[:1], "relu", [], 0.5, False, None, "sum", []),
+                    "[1]",
+                ),
+                "no such activation": (
+                    (x, None, x, None, "rellu", [], 0.0, False, None, "sum", []),
+                    "rellu",
+                ),
                 "one coefficient": (
-                    (x, None, x, None, "relu", [], 0.0, False, [1.0]),
+                    (x, None, x, None, "relu", [], 0.0, False, [1.0], "sum", []),
                     "coefficients",
                 ),
+                "order": (
+                    (x, None, x, None, "relu", [], 0.0, False, None, "sum", [1]),
+                    "permutation",
+                ),
                 "state of another device": (
-                    (x, None, x, state.to("meta"), "relu", [], 0.5, False, None),
+                    (x, None, x, state.to("meta"), "relu", [], 0.5, False, None, "sum", []),
                     "meta",
                 ),
             }.items()
@@ -322,16 +363,18 @@ def test_the_operators_refuse(device: str, misuse: str) -> None:
 def test_the_interpreter_survives_strange_but_legal_calls(device: str) -> None:
     """In a process of its own: what would crash there would end all tests here."""
     program = """
-import sys, torch
+import math, sys, torch
 torch.set_default_device(sys.argv[1])
 ops, x = torch.ops.actreg, torch.ones(5)
 state = torch.tensor([1, 2])
+rest = ("sum", [])
 for p in (0.0, 0.5, 1.0):
-    ops.backward(None, None, x, state, "relu", [], p, False, None)
-    ops.curvature(None, torch.ones(2), x, state, "relu", [], p, True, None)
-    ops.backward(x.double(), torch.ones(()).half(), x, state, "relu", [], p, False, [1.0, 1.0])
-    ops.forward(x[:0], state, "softplus", [0.0, float("nan")], p, True, [float("inf"), -1.0])
-    ops.forward(x.requires_grad_(), state, "relu", [], p, False, None)[1].sum().backward()
+    ops.backward(None, None, x, state, "relu", [], p, False, None, *rest)
+    ops.curvature(None, torch.ones(2), x, state, "relu", [], p, True, None, *rest)
+    half = torch.ones(()).half()
+    ops.backward(x.double(), half, x, state, "relu", [], p, False, [1.0, 1.0], *rest)
+    ops.forward(x[:0], state, "softplus", [0.0, math.nan], p, True, [math.inf, -1.0], *rest)
+    ops.forward(x.requires_grad_(), state, "relu", [], p, False, None, *rest)[1].sum().backward()
 x.grad.tolist()  # waits for a GPU
 print("alive")
 """

@@ -50,17 +50,21 @@ class TestOpcheck:
 
     def test_forward(self, p: float, coefficients: list[float] | None) -> None:
         x = torch.randn(3, 5, requires_grad=True)
-        torch.library.opcheck(ops.forward, (x, rng_state(p), "gelu", [], p, True, coefficients))
+        torch.library.opcheck(
+            ops.forward, (x, rng_state(p), "gelu", [], p, True, coefficients, "sum", [])
+        )
 
     def test_forward_random(self, p: float, coefficients: list[float] | None) -> None:
         x = torch.randn(3, 5, requires_grad=True)
-        torch.library.opcheck(ops.forward_random, (x, "elu", [0.5], p, False, coefficients))
+        torch.library.opcheck(
+            ops.forward_random, (x, "elu", [0.5], p, False, coefficients, "mean", [1, 0])
+        )
 
     @pytest.mark.parametrize("given", ["dy", "dpenalty", "both"])
     def test_backward(self, p: float, coefficients: list[float] | None, given: str) -> None:
         shapes = ((3, 5), (3, 5), () if coefficients else (2,))
         x, dy, dpenalty = (torch.randn(shape, requires_grad=True) for shape in shapes)
-        arguments = (x, rng_state(p), "silu", [], p, True, coefficients)
+        arguments = (x, rng_state(p), "silu", [], p, True, coefficients, "sum", [])
         gradients = (dy if given != "dpenalty" else None, dpenalty if given != "dy" else None)
         torch.library.opcheck(ops.backward, (*gradients, *arguments))
         # Without gradients: there is no third derivative for AOTAutograd to trace.
@@ -79,7 +83,7 @@ class TestOpcheckOfBits:
 
     def test_forward_bits(self, p: float) -> None:
         x = torch.randn(3, 5, requires_grad=True)
-        arguments = ("relu", [], p, False, [0.3, 0.0])
+        arguments = ("relu", [], p, False, [0.3, 0.0], "token", [])
         torch.library.opcheck(ops.forward_bits, (x, rng_state(p), *arguments))
         torch.library.opcheck(ops.forward_random_bits, (x, *arguments))
 
@@ -89,9 +93,10 @@ class TestOpcheckOfBits:
         bits = torch.tensor([0b10110001, 0b1100101], dtype=torch.uint8)
         gradients = (dy if given != "dpenalty" else None, dpenalty if given != "dy" else None)
         for on_output in (False, True):  # the mask is drawn again, or is in the bits
-            shape = ([3, 5], [1, 3], torch.float32)
-            arguments = (*shape, "relu", [], p, on_output, [0.3, 0.0])
-            torch.library.opcheck(ops.backward_bits, (*gradients, bits, rng_state(p), *arguments))
+            attributes = ("relu", [], p, on_output, [0.3, 0.0], "batch", [1, 0])
+            tensors = (*gradients, bits, rng_state(p), None)
+            arguments = (*tensors, [3, 5], torch.float32, *attributes)
+            torch.library.opcheck(ops.backward_bits, arguments)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -223,7 +228,7 @@ class TestVmapRandomness:
         return f(ones) != 0
 
     def test_error(self) -> None:
-        with pytest.raises(RuntimeError, match="randomness='different'"):
+        with pytest.raises(RuntimeError, match="'same' or 'different' randomness"):
             self.masks("error")
         assert self.masks("error", training=False).all()  # nothing random about it
 

@@ -471,7 +471,7 @@ def test_a_seed_may_be_on_any_device() -> None:
 def test_tensors_of_two_devices_are_refused() -> None:
     """By the operators; and what comes after is right."""
     x = torch.ones(8, device="cuda", requires_grad=True)
-    options = ("relu", [], 0.5, False, [1.0, 0.0])
+    options = ("relu", [], 0.5, False, [1.0, 0.0], "sum", [])
     here, there = torch.tensor([1, 2], device="cuda"), torch.tensor([1, 2])
     with pytest.raises(ValueError, match="rng_state is on cpu and input on cuda"):
         ops.forward(x, there, *options)

@@ -96,7 +96,7 @@ def test_one_gradient_for_all(dtype: torch.dtype) -> None:
 
 
 def forward_random(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return torch.ops.actreg.forward_random(x, "relu", [], 0.5, True, [1.0, 0.0])
+    return torch.ops.actreg.forward_random(x, "relu", [], 0.5, True, [1.0, 0.0], "sum", [])
 
 
 def test_a_captured_launch_reads_its_state_from_memory() -> None:

@@ -20,7 +20,7 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from actreg_ext import _C, _build, collect_penalty, doctor, functional, ops
+from actreg_ext import _C, _build, collect_penalty, doctor, functional, ops, reference
 from actreg_ext.functional import ActRegOutput, act_reg, dropout_mask
 from actreg_ext.nn import ActReg
 from tests.test_layouts import DENSE, LAYOUTS, STRIDED, strides
@@ -81,8 +81,9 @@ def gradient(result: ActRegOutput) -> Tensor:
 
 
 def calls(graph: Graph) -> list[Node]:
-    """The operator's calls in a graph."""
-    return [node for node in graph.nodes if str(node.target).startswith("actreg.")]
+    """The operator's calls in a graph, without those that make the state of a mask."""
+    called = [node for node in graph.nodes if str(node.target).startswith("actreg.")]
+    return [node for node in called if node.target is not ops.rng_state]
 
 
 def compiled(f: Callable[..., Any], *inputs: Tensor) -> tuple[Any, Graph]:
@@ -152,7 +153,8 @@ def test_seeds(dtype: torch.dtype, seed: Any, p: float) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "every other"])
 def test_operators(dtype: torch.dtype, layout: str, coefficients: list[float] | None) -> None:
     x = tensor(layout, dtype)
-    attributes = ("gelu", [], 0.5, False, coefficients)
+    order = reference.memory_order(x)
+    attributes = ("gelu", [], 0.5, False, coefficients, "mean", order)
     output, penalty, state = ops.forward_random(x, *attributes)
     expected = described(x if layout in DENSE else x.contiguous())
     assert described(output) == expected
@@ -283,10 +285,10 @@ BITS: dict[str, tuple[str, Change, str]] = {
         lambda a: {"bits": a["bits"].cpu()},
         "contiguous uint8 tensor on cuda:0",
     ),
-    "strides that leave gaps": (
-        "backward_bits",
-        lambda a: {"strides": [8, 2]},
-        r"strides \[8, 2\] do not make shape \[3, 4\] dense",
+    "an order of other dimensions": (
+        "forward forward_bits forward_ forward_random backward backward_bits curvature",
+        lambda a: {"order": [0, 2]},
+        r"a permutation of 2 dimensions, but got \[0, 2\]",
     ),
 }
 
@@ -306,7 +308,9 @@ def arguments(name: str) -> dict[str, Any]:
         "coefficients": [0.5, 0.25],
         "bits": x.new_empty(2, dtype=torch.uint8),
         "sizes": [3, 4],
-        "strides": [4, 1],
+        "anchor": None,
+        "reduction": "mean",
+        "order": [1, 0],
         "dtype": torch.float32,
         "with_bits": True,
     }
@@ -350,7 +354,11 @@ def test_kernels_accept(name: str) -> None:
 
 @each_operator(OTHERS)
 def test_fake_tensors_are_refused_alike(name: str, change: Change, says: str) -> None:
+    """But for the state in backward: compiled autograd traces it with a placeholder."""
     given = arguments(name)
+    if "rng_state" in says and "forward" not in name:
+        getattr(ops, name)(**given | change(given))
+        return
     given |= change(given)
     with pytest.raises((ValueError, TypeError), match=says):
         getattr(ops, name)(**given)
@@ -380,10 +388,10 @@ def test_make_fx(fake: FakeTensorMode, seed: Any, sizes: str) -> None:
     x = symbolic(fake) if sizes == "symbolic" else tensor("channels_last")
     graph = make_fx(f, tracing_mode="symbolic" if sizes == "symbolic" else "fake")(x).graph
     forward, backward = calls(graph)
-    assert forward.target is (ops.forward_random if seed is None else ops.forward)
+    assert forward.target is ops.forward
     assert backward.target is ops.backward
     state = backward.args[3]
-    assert (state.args == (forward, 2)) if seed is None else (state is forward.args[1])
+    assert state is forward.args[1]
     assert state.meta["val"].device == backward.meta["val"].device == x.device
     assert backward.meta["val"].stride() == x.stride()
     assert all(is_symbol(n) == (sizes == "symbolic") for n in backward.meta["val"].shape)
@@ -399,8 +407,9 @@ def test_make_fx_of_two_draws() -> None:
         return torch.stack([gradient(result) for result in results])
 
     *forwards, first, second = calls(make_fx(f, tracing_mode="fake")(tensor()).graph)
-    assert [node.target for node in forwards] == 2 * [ops.forward_random]
-    assert [first.args[3].args, second.args[3].args] == [(node, 2) for node in forwards]
+    assert [node.target for node in forwards] == 2 * [ops.forward]
+    assert [first.args[3], second.args[3]] == [node.args[1] for node in forwards]
+    assert first.args[3] is not second.args[3]
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -431,7 +440,7 @@ def test_compile_of_forward_and_backward() -> None:
     """AOTAutograd leaves the operators and the layouts as they are."""
 
     def f(x: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
-        attributes = ("gelu", [], 0.5, False, None)
+        attributes = ("gelu", [], 0.5, False, None, "mean", [0, 2, 3, 1])
         output, sums, state = ops.forward_random(x, *attributes)
         return output, ops.backward(dy, sums, x, state, *attributes)
 

@@ -120,7 +120,7 @@ def test_an_input_that_backward_needs_is_not_overwritten(options: dict[str, Any]
         act_reg_(h, **{"activation": "gelu", **options})
     assert torch.equal(h, before) and torch.equal(torch.get_rng_state(), state)
     with pytest.raises(RuntimeError, match="'gelu' in Float with these penalties needs the input"):
-        torch.ops.actreg.forward_(h, None, "gelu", [], 0.0, False, [0.0, 0.0], False)
+        torch.ops.actreg.forward_(h, None, "gelu", [], 0.0, False, [0.0, 0.0], "sum", [], False)
     with torch.no_grad():
         act_reg_(h, **{"activation": "gelu", **options})
     assert not torch.equal(h, before)
@@ -203,7 +203,7 @@ def test_compiled(backend: str, name: str) -> None:
 def test_opcheck(with_bits: bool, p: float) -> None:
     pytest.importorskip("expecttest", reason="torch.library.opcheck needs expecttest")
     x, state = torch.randn(3, 5), torch.tensor([1, 2])
-    arguments = (state, "relu", [], p, False, [0.5, 0.0], with_bits)
+    arguments = (state, "relu", [], p, False, [0.5, 0.0], "sum", [], with_bits)
     torch.library.opcheck(torch.ops.actreg.forward_.default, (x, *arguments))
 
 

@@ -153,7 +153,17 @@ def test_gradient_is_that_of_the_input(
     penalties = [options.get("l1", 0.0), options.get("l2", 0.0)]
     dpenalty = torch.full_like(f(x).penalty, 0.75)
     expected = ops.backward(
-        dy, dpenalty, x.detach(), seed, name, parameters, p, on_output, penalties
+        dy,
+        dpenalty,
+        x.detach(),
+        seed,
+        name,
+        parameters,
+        p,
+        on_output,
+        penalties,
+        "sum",
+        reference.memory_order(x),
     )
     kept = in_dtype(kept, dtype)
     if kept == "output" and (p > 0 or name in INEXACT):  # s * a is rounded, or the slope another's
@@ -305,12 +315,12 @@ def test_a_penalty_is_not_off_however_small() -> None:
 def test_the_output_is_enough_only_where_it_is() -> None:
     x = torch.randn(8)
     call = partial(ops.backward, x, None, x, None)
-    accepted = ("tanh", [], 0.0, False, [0.0, 0.0])
+    accepted = ("tanh", [], 0.0, False, [0.0, 0.0], "sum", [])
     assert_close(call(*accepted, True), x * (1 - x * x))
     for refused in (
-        ("gelu", [], 0.0, False, [0.5, 0.5]),
-        ("leaky_relu", [-0.5], 0.0, False, [0.5, 0.5]),
-        ("tanh", [], 0.5, True, [0.5, 0.5]),
+        ("gelu", [], 0.0, False, [0.5, 0.5], "sum", []),
+        ("leaky_relu", [-0.5], 0.0, False, [0.5, 0.5], "sum", []),
+        ("tanh", [], 0.5, True, [0.5, 0.5], "sum", []),
     ):
         with pytest.raises(ValueError, match=f"output is not enough .* '{refused[0]}' in Float"):
             call(*refused, True)
@@ -325,14 +335,16 @@ def backward_bits(**changed: Any) -> Tensor:
         "dpenalty": None,
         "bits": torch.full((2,), 255, dtype=torch.uint8),
         "rng_state": None,
+        "anchor": None,
         "sizes": [3, 5],
-        "strides": [5, 1],
         "dtype": torch.float32,
         "activation": "relu",
         "parameters": [],
         "p": 0.0,
         "on_output": False,
         "coefficients": [0.0, 0.0],
+        "reduction": "sum",
+        "order": [],
     }
     return ops.backward_bits(*(arguments | changed).values())
 
@@ -350,11 +362,12 @@ def backward_bits(**changed: Any) -> Tensor:
         ),
         ({"bits": lambda: torch.zeros(2, dtype=torch.int8)}, "contiguous uint8 tensor"),
         ({"bits": lambda: torch.zeros(4, dtype=torch.uint8)[::2]}, "contiguous uint8 tensor"),
-        ({"strides": [1, 1]}, r"strides \[1, 1\] do not make shape \[3, 5\] dense"),
-        ({"strides": [1]}, "do not make shape"),
-        ({"sizes": [3, 4], "strides": [4, 1]}, r"dy has shape \[3, 5\], but input has .* \[3, 4\]"),
+        ({"order": [1]}, r"order is empty or a permutation of 2 dimensions, but got \[1\]"),
+        ({"order": [1, 1]}, "permutation of 2 dimensions"),
+        ({"order": [2, 0]}, "permutation of 2 dimensions"),
+        ({"reduction": ""}, "reduction is mean, sum, batch or token, but got ''"),
+        ({"sizes": [3, 4]}, r"dy has shape \[3, 5\], but input has .* \[3, 4\]"),
         ({"dy": None}, "needs dy or dpenalty"),
-        ({"strides": [10, 2]}, "do not make shape"),
         ({"dpenalty": lambda: torch.ones(2)}, "dpenalty is a scalar"),
         ({"p": 0.5, "coefficients": [1.0, 0.0]}, "dropout needs rng_state"),
     ],

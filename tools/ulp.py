@@ -113,7 +113,7 @@ def results(
         y = reference.ACTIVATIONS[name][0](x, *parameters)
         return y.detach(), torch.autograd.grad(y, x, dy)[0]
     y = act_reg(x, **variant).output
-    attributes = (name, parameters, 0.0, False, (0.0, 0.0))
+    attributes = (name, parameters, 0.0, False, (0.0, 0.0), "sum", ())
     return y, ops.backward(dy, None, y if of_output else x, None, *attributes, of_output)
 
 

@@ -42,9 +42,8 @@ constexpr int digits_of(ElementType<E>) {
 
 inline State state_of(const Problem& problem) {
   const Penalty& penalty = problem.penalty;
-  // Raw sums may have any gradient.
-  const bool has_l1 = !penalty.is_weighted || penalty.l1 != 0;
-  const bool has_l2 = !penalty.is_weighted || penalty.l2 != 0;
+  // Where the two sums are asked for apart, both are on: any gradient may come back.
+  const bool has_l1 = penalty.l1 != 0, has_l2 = penalty.l2 != 0;
   const uint32_t threshold = problem.dropout.threshold;
   const bool dropped_count = problem.counted > threshold;
   int digits = 0;

@@ -24,7 +24,7 @@ Results run(c10::DispatchKeySet keys, const Tensor& x, const OptionalTensor& rng
   keys = keys & c10::after_autograd_keyset;
   const auto call = [&](const auto& op) {
     return op.redispatch(keys, x, rng_state, a.activation, a.parameters, a.p, a.on_output,
-                         a.coefficients);
+                         a.coefficients, a.reduction, a.order);
   };
   const Tensor given = tensor_or_none(rng_state);
   if (with_bits) {
@@ -38,7 +38,8 @@ Results run_random(c10::DispatchKeySet keys, const Tensor& x, const Attributes& 
   const at::AutoDispatchBelowADInplaceOrView below;
   keys = keys & c10::after_autograd_keyset;
   const auto call = [&](const auto& op) {
-    return op.redispatch(keys, x, a.activation, a.parameters, a.p, a.on_output, a.coefficients);
+    return op.redispatch(keys, x, a.activation, a.parameters, a.p, a.on_output, a.coefficients,
+                         a.reduction, a.order);
   };
   if (with_bits) {
     auto [output, penalty, rng_state, bits] = call(forward_random_bits_operator());
@@ -147,6 +148,15 @@ std::tuple<Tensor, Tensor> forward_in_place_autograd(c10::DispatchKeySet keys, c
                 "' in ", x.scalar_type(),
                 " with these penalties needs the input, which would be overwritten");
     TORCH_CHECK(!x.is_view(), "actreg::forward_: x is a view, and requires a gradient");
+  }
+  if (requires_grad && at::SavedTensorDefaultHooks::get_hooks()) {
+    // A hook may raise: everything is kept before anything is written.
+    auto [y, penalty, bits] =
+        with_bits ? forward_bits_operator().call(x, rng_state, ACTREG_ATTRIBUTE_NAMES)
+                  : std::tuple_cat(forward_operator().call(x, rng_state, ACTREG_ATTRIBUTE_NAMES),
+                                   std::make_tuple(at::empty({0}, x.options().dtype(at::kByte))));
+    x.copy_(y);
+    return {std::move(penalty), std::move(bits)};
   }
   Results results{x, Tensor(), tensor_or_none(rng_state), Tensor()};
   {

@@ -47,29 +47,30 @@ Tensor backward_autograd(c10::DispatchKeySet keys, const OptionalTensor& dy,
 
 Tensor backward_bits_autograd(c10::DispatchKeySet keys, const OptionalTensor& dy,
                               const OptionalTensor& dpenalty, const OptionalTensor& bits,
-                              const OptionalTensor& rng_state, c10::SymIntArrayRef sizes,
-                              c10::SymIntArrayRef strides, at::ScalarType dtype,
-                              ACTREG_ATTRIBUTES) {
+                              const OptionalTensor& rng_state, const OptionalTensor& anchor,
+                              c10::SymIntArrayRef sizes, at::ScalarType dtype, ACTREG_ATTRIBUTES) {
   const Attributes a{ACTREG_ATTRIBUTE_NAMES};
   Tensor dx;
   {
     const at::AutoDispatchBelowADInplaceOrView below;
     dx = backward_bits_operator().redispatch(keys & c10::after_autograd_keyset, dy, dpenalty, bits,
-                                             rng_state, sizes, strides, dtype,
+                                             rng_state, anchor, sizes, dtype,
                                              ACTREG_ATTRIBUTE_NAMES);
   }
-  const Shape shape(sizes, strides, dtype);
-  const Tensor dy_or_none = tensor_or_none(dy), dpenalty_or_none = tensor_or_none(dpenalty);
-  if (torch::autograd::compute_requires_grad(dy_or_none, dpenalty_or_none)) {
-    auto edges = torch::autograd::collect_next_edges(dy_or_none, dpenalty_or_none, Tensor());
+  const Shape shape(sizes, dtype);
+  const Tensor dy_or_none = tensor_or_none(dy), dpenalty_or_none = tensor_or_none(dpenalty),
+               anchor_or_none = tensor_or_none(anchor);
+  if (torch::autograd::compute_requires_grad(dy_or_none, dpenalty_or_none, anchor_or_none)) {
+    auto edges = torch::autograd::collect_next_edges(dy_or_none, dpenalty_or_none, anchor_or_none);
     const Two kept{tensor_or_none(bits), tensor_or_none(rng_state)};
     torch::autograd::set_history(
         dx, make_node<ActRegBitsBackwardBackward>(std::move(edges), a, kept, shape));
   }
   const Tensor dy_t = tangent(dy), dpenalty_t = tangent(dpenalty);
   if (dy_t.defined() || dpenalty_t.defined()) {
-    dx._set_fw_grad(call_bits(optional(dy_t), optional(dpenalty_t), bits, rng_state, shape, a), 0,
-                    false);
+    dx._set_fw_grad(
+        call_bits(optional(dy_t), optional(dpenalty_t), bits, rng_state, std::nullopt, shape, a), 0,
+        false);
   }
   return dx;
 }

@@ -88,12 +88,17 @@ struct Results {
   Tensor y, penalty, bits;
 };
 
-// Into a new tensor, or into the dense tensor `into`, which may be the input.
+// A new tensor, in that order.
+Tensor like(const Tensor& x, at::IntArrayRef order) {
+  return new_dense(x.sizes(), strides_of(x.sizes(), order), x.scalar_type());
+}
+
+// Into a new tensor, or into `into`, which may be the input.
 Results run_forward(Problem& problem, const Tensor& input, const Attributes& attributes,
                     bool with_bits = false, const Tensor& into = Tensor()) {
   if (with_bits) bits_state(problem, attributes);
-  const Tensor x = dense(input);
-  Tensor y = into.defined() ? into : new_dense(x.sizes(), x.strides(), x.scalar_type()), bits,
+  const Tensor x = in_order(input, attributes.order);
+  Tensor y = into.defined() ? into : like(x, attributes.order), bits,
          penalty = at::detail::empty_cpu(penalty_shape(attributes), accumulation_type(x));
   problem.x = x.const_data_ptr();
   problem.out = y.mutable_data_ptr();
@@ -118,13 +123,13 @@ Results run_forward(Problem& problem, const Tensor& input, const Attributes& att
 
 Results run_given(const Tensor& x, const OptionalTensor& rng_state, const Attributes& attributes,
                   bool with_bits, const Tensor& into = Tensor()) {
-  Problem problem = make_problem(x, attributes);
+  Problem problem = forward_problem(x, attributes);
   read_rng_state(problem, rng_state);
   return run_forward(problem, x, attributes, with_bits, into);
 }
 std::pair<Results, Tensor> run_random(const Tensor& x, const Attributes& attributes,
                                       bool with_bits) {
-  Problem problem = make_problem(x, attributes);  // throws before the generator moves
+  Problem problem = forward_problem(x, attributes);  // throws before the generator moves
   Tensor rng_state = at::detail::empty_cpu({2}, at::kLong);
   int64_t* state = rng_state.mutable_data_ptr<int64_t>();
   state[0] = draw_seed();
@@ -157,21 +162,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_cpu(const Tensor&
 
 std::tuple<Tensor, Tensor> forward_in_place_cpu(const Tensor& x, const OptionalTensor& rng_state,
                                                 ACTREG_ATTRIBUTES, bool with_bits) {
-  auto [y, penalty, bits] =
-      run_given(x, rng_state, {ACTREG_ATTRIBUTE_NAMES}, with_bits, writable(x));
+  const Tensor into = writable(x, order), no_bits = at::detail::empty_cpu({0}, at::kByte);
+  auto [y, penalty, bits] = run_given(x, rng_state, {ACTREG_ATTRIBUTE_NAMES}, with_bits, into);
   if (!y.is_same(x)) x.copy_(y);
-  if (!with_bits) bits = at::detail::empty_cpu({0}, at::kByte);
-  return {std::move(penalty), std::move(bits)};
+  return {std::move(penalty), with_bits ? std::move(bits) : no_bits};
 }
 
 template <class Kernel>
 Tensor run_backward(Kernel kernel, Problem problem, const OptionalTensor& dy,
                     const OptionalTensor& dpenalty, const Tensor& input,
-                    const OptionalTensor& rng_state) {
+                    const OptionalTensor& rng_state, at::IntArrayRef order) {
   read_rng_state(problem, rng_state);
   read_gradient(problem, dpenalty);
-  const Tensor x = dense(input), gradient = with_layout_of(x, dy);
-  Tensor dx = new_dense(x.sizes(), x.strides(), x.scalar_type());
+  const Tensor x = in_order(input, order), gradient = in_order_of(x, dy, order);
+  Tensor dx = like(x, order);
   problem.x = x.const_data_ptr();
   problem.dy = gradient.const_data_ptr();
   problem.out = dx.mutable_data_ptr();
@@ -184,20 +188,20 @@ Tensor backward_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, co
                     const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
   return run_backward(cpu_kernels().backward,
                       backward_problem(dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES}, x_is_output), dy,
-                      dpenalty, x, rng_state);
+                      dpenalty, x, rng_state, order);
 }
 
 Tensor backward_bits_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty,
                          const OptionalTensor& bits, const OptionalTensor& rng_state,
-                         at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype,
+                         const OptionalTensor&, at::IntArrayRef sizes, at::ScalarType dtype,
                          ACTREG_ATTRIBUTES) {
-  BitsProblem made = bits_problem_of_shapes(dy, dpenalty, bits, rng_state, sizes, strides, dtype,
-                                            {ACTREG_ATTRIBUTE_NAMES});
+  BitsProblem made =
+      bits_problem(dy, dpenalty, bits, rng_state, sizes, dtype, {ACTREG_ATTRIBUTE_NAMES});
   Problem& problem = made.problem;
   if (problem.draws_again()) read_rng_state(problem, rng_state);
   read_gradient(problem, dpenalty);
-  Tensor dx = new_dense(sizes, strides, dtype);
-  const Tensor gradient = with_layout_of(dx, dy);
+  Tensor dx = new_dense(sizes, strides_of(sizes, order), dtype);
+  const Tensor gradient = in_order_of(dx, dy, order);
   problem.bits = address_of(bits);
   problem.dy = gradient.const_data_ptr();
   problem.out = dx.mutable_data_ptr();
@@ -211,7 +215,7 @@ Tensor curvature_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, c
                      const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
   const auto run = [&](const Problem& problem, const OptionalTensor& wide_dy,
                        const Tensor& wide_x) {
-    return run_backward(cpu::curvature, problem, wide_dy, dpenalty, wide_x, rng_state);
+    return run_backward(cpu::curvature, problem, wide_dy, dpenalty, wide_x, rng_state, order);
   };
   return in_double(run, dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES}, x_is_output);
 }

@@ -21,9 +21,9 @@ namespace {
 Tensor empty(at::IntArrayRef shape, at::ScalarType type, const Tensor& on) {
   return at::detail::empty_cuda(shape, type, on.device(), std::nullopt);
 }
-Tensor with_layout(const Tensor& dense) {
-  return at::detail::empty_strided_cuda(dense.sizes(), dense.strides(), dense.scalar_type(),
-                                        dense.device());
+Tensor like(const Tensor& x, at::IntArrayRef order) {
+  return at::detail::empty_strided_cuda(x.sizes(), strides_of(x.sizes(), order), x.scalar_type(),
+                                        x.device());
 }
 
 // Four times what would fit by the threads alone: the blocks that are done early leave the rest to
@@ -74,7 +74,7 @@ struct Results {
   Tensor y, penalty, bits;
 };
 
-// Into a new tensor, or into the dense tensor `into`, which may be the input. Everything is
+// Into a new tensor, or into `into`, which may be the input. Everything is
 // allocated before the generator moves, and that before the launch.
 template <class Random>
 Results run_forward(Problem& problem, const Tensor& input, const Attributes& attributes,
@@ -82,8 +82,8 @@ Results run_forward(Problem& problem, const Tensor& input, const Attributes& att
   if (with_bits) bits_state(problem, attributes);
   const c10::cuda::CUDAGuard guard(input.device());
   const auto stream = c10::cuda::getCurrentCUDAStream(input.device().index());
-  const Tensor x = dense(input);
-  Tensor y = into.defined() ? into : with_layout(x), bits,
+  const Tensor x = in_order(input, attributes.order);
+  Tensor y = into.defined() ? into : like(x, attributes.order), bits,
          penalty = empty(penalty_shape(attributes), accumulation_type(x), x);
   if (with_bits) {
     bits = empty({bytes_of_bits(x.numel())}, at::kByte, x);
@@ -99,14 +99,14 @@ Results run_forward(Problem& problem, const Tensor& input, const Attributes& att
 
 Results run_given(const Tensor& x, const OptionalTensor& rng_state, const Attributes& attributes,
                   bool with_bits, const Tensor& into = Tensor()) {
-  Problem problem = make_problem(x, attributes);
+  Problem problem = forward_problem(x, attributes);
   if (problem.drops()) check_rng_state(rng_state, x.device());
   return run_forward(
       problem, x, attributes, with_bits, [&] { return given(problem, rng_state); }, into);
 }
 std::pair<Results, Tensor> run_random(const Tensor& x, const Attributes& attributes,
                                       bool with_bits) {
-  Problem problem = make_problem(x, attributes);
+  Problem problem = forward_problem(x, attributes);
   Tensor rng_state = empty({2}, at::kLong, x);
   return {run_forward(problem, x, attributes, with_bits, [&] { return draw(x, rng_state); }),
           rng_state};
@@ -136,11 +136,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_cuda(const Tensor
 
 std::tuple<Tensor, Tensor> forward_in_place_cuda(const Tensor& x, const OptionalTensor& rng_state,
                                                  ACTREG_ATTRIBUTES, bool with_bits) {
-  auto [y, penalty, bits] =
-      run_given(x, rng_state, {ACTREG_ATTRIBUTE_NAMES}, with_bits, writable(x));
+  const Tensor into = writable(x, order), no_bits = empty({0}, at::kByte, x);
+  auto [y, penalty, bits] = run_given(x, rng_state, {ACTREG_ATTRIBUTE_NAMES}, with_bits, into);
   if (!y.is_same(x)) x.copy_(y);
-  if (!with_bits) bits = empty({0}, at::kByte, x);
-  return {std::move(penalty), std::move(bits)};
+  return {std::move(penalty), with_bits ? std::move(bits) : no_bits};
 }
 
 // y.sum().backward() expands one number to the shape of y: no need to write it out.
@@ -157,11 +156,11 @@ bool is_scalar(const OptionalTensor& dy, const Tensor& x) {
 // Fills dx by kernel(launch, dpenalty, dy_is_scalar).
 template <class Kernel>
 Tensor launch_backward(Problem& problem, const OptionalTensor& dy, const OptionalTensor& dpenalty,
-                       const Tensor& dx, Kernel kernel) {
+                       const Tensor& dx, at::IntArrayRef order, Kernel kernel) {
   const auto stream = c10::cuda::getCurrentCUDAStream(dx.device().index());
   const bool dy_is_scalar = is_scalar(dy, dx);
   Tensor gradient, slope;
-  if (dy && dy->defined()) gradient = dy_is_scalar ? *dy : with_layout_of(dx, dy);
+  if (dy && dy->defined()) gradient = dy_is_scalar ? *dy : in_order_of(dx, dy, order);
   if (dpenalty && dpenalty->defined()) slope = dpenalty->to(accumulation_type(dx)).contiguous();
   problem.dy = gradient.defined() ? gradient.const_data_ptr() : nullptr;
   problem.out = dx.mutable_data_ptr();
@@ -173,12 +172,12 @@ Tensor launch_backward(Problem& problem, const OptionalTensor& dy, const Optiona
 template <class Kernel>
 Tensor run_backward(Kernel kernel, Problem problem, const OptionalTensor& dy,
                     const OptionalTensor& dpenalty, const Tensor& input,
-                    const OptionalTensor& rng_state) {
+                    const OptionalTensor& rng_state, at::IntArrayRef order) {
   if (problem.drops()) check_rng_state(rng_state, input.device());
   const c10::cuda::CUDAGuard guard(input.device());
-  const Tensor x = dense(input);
+  const Tensor x = in_order(input, order);
   problem.x = x.const_data_ptr();
-  return launch_backward(problem, dy, dpenalty, with_layout(x),
+  return launch_backward(problem, dy, dpenalty, like(x, order), order,
                          [&](const cuda::Launch& grid, const void* slope, bool dy_is_scalar) {
                            return kernel(problem, grid, given(problem, rng_state), slope,
                                          dy_is_scalar);
@@ -187,16 +186,17 @@ Tensor run_backward(Kernel kernel, Problem problem, const OptionalTensor& dy,
 
 Tensor backward_bits_cuda(const OptionalTensor& dy, const OptionalTensor& dpenalty,
                           const OptionalTensor& bits, const OptionalTensor& rng_state,
-                          at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype,
+                          const OptionalTensor&, at::IntArrayRef sizes, at::ScalarType dtype,
                           ACTREG_ATTRIBUTES) {
-  BitsProblem made = bits_problem_of_shapes(dy, dpenalty, bits, rng_state, sizes, strides, dtype,
-                                            {ACTREG_ATTRIBUTE_NAMES});
+  BitsProblem made =
+      bits_problem(dy, dpenalty, bits, rng_state, sizes, dtype, {ACTREG_ATTRIBUTE_NAMES});
   const c10::cuda::CUDAGuard guard(made.dx.device());
   cuda::RandomState random;
   if (made.problem.draws_again()) random = given(made.problem, rng_state);
-  const Tensor dx = at::detail::empty_strided_cuda(sizes, strides, dtype, made.dx.device());
+  const Tensor dx =
+      at::detail::empty_strided_cuda(sizes, strides_of(sizes, order), dtype, made.dx.device());
   made.problem.bits = address_of(bits);
-  return launch_backward(made.problem, dy, dpenalty, dx,
+  return launch_backward(made.problem, dy, dpenalty, dx, order,
                          [&](const cuda::Launch& grid, const void* slope, bool dy_is_scalar) {
                            return cuda::backward_bits(made.problem, made.slopes, grid, random,
                                                       slope, dy_is_scalar);
@@ -207,14 +207,14 @@ Tensor backward_cuda(const OptionalTensor& dy, const OptionalTensor& dpenalty, c
                      const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
   return run_backward(cuda::backward,
                       backward_problem(dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES}, x_is_output), dy,
-                      dpenalty, x, rng_state);
+                      dpenalty, x, rng_state, order);
 }
 
 Tensor curvature_cuda(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                       const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
   const auto run = [&](const Problem& problem, const OptionalTensor& wide_dy,
                        const Tensor& wide_x) {
-    return run_backward(cuda::curvature, problem, wide_dy, dpenalty, wide_x, rng_state);
+    return run_backward(cuda::curvature, problem, wide_dy, dpenalty, wide_x, rng_state, order);
   };
   return in_double(run, dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES}, x_is_output);
 }

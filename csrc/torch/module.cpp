@@ -1,6 +1,7 @@
 // The Python module: the eager door, and what the build knows about itself. Layer: torch.
 #include <ATen/Functions.h>
 #include <ATen/MemoryOverlap.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/utils/pybind.h>
@@ -22,12 +23,28 @@ namespace {
 
 namespace py = pybind11;
 
+// As reference.py draws: by torch.randint, which tracers and transforms know as random.
+Tensor draw(const Tensor& x) {
+  using Limits = std::numeric_limits<int64_t>;
+  const auto options = at::TensorOptions(x.device()).dtype(at::kLong);
+  return at::constant_pad_nd(at::randint(Limits::min(), Limits::max(), {1}, options), {0, 1});
+}
+
+// Whether a tracer, a transform of torch.func or a subclass sees what is called.
+bool is_seen(const Tensor& x) {
+  using c10::DispatchKey;
+  return c10::impl::dispatch_mode_enabled() || x.key_set().has(DispatchKey::Python) ||
+         c10::impl::tls_is_dispatch_key_included(DispatchKey::FuncTorchDynamicLayerFrontMode);
+}
+
 // (output, penalty) as `type`, a named tuple, by tuple.__new__: its own constructor, which is
-// Python, costs as much as an allocation. l1 and l2 are divided by D already. Draws the mask's
-// state if there is dropout and no state.
-py::object act_reg(const py::type& type, const Tensor& x, const OptionalTensor& rng_state,
+// Python, costs as much as an allocation. Draws the state of the mask if there is dropout and no
+// state: by `draw` where others see the calls, because vmap knows what its `randomness` means for
+// torch.randint, and because AOTAutograd would merge two equal calls of another random operator,
+// which would give two layers one mask.
+py::object act_reg(const py::type& type, const Tensor& x, OptionalTensor rng_state,
                    c10::string_view activation, const std::vector<double>& parameters, double p,
-                   bool on_output, double l1, double l2) {
+                   bool on_output, double l1, double l2, c10::string_view reduction) {
   auto* tuple_type = reinterpret_cast<PyTypeObject*>(type.ptr());
   TORCH_CHECK_TYPE(PyType_FastSubclass(tuple_type, Py_TPFLAGS_TUPLE_SUBCLASS),
                    "actreg: type must be a subclass of tuple, got ", tuple_type->tp_name);
@@ -35,12 +52,18 @@ py::object act_reg(const py::type& type, const Tensor& x, const OptionalTensor& 
   Tensor y, penalty;
   {
     const py::gil_scoped_release released;
+    if (p > 0 && !rng_state && is_seen(x)) {
+      make_problem(x,
+                   {activation, parameters, p, on_output, coefficients, reduction, {}});  // throws
+      rng_state = draw(x);
+    }
+    const Order order = order_of(x);
     if (p > 0 && !rng_state) {
-      std::tie(y, penalty, std::ignore) =
-          forward_random_operator().call(x, activation, parameters, p, on_output, coefficients);
+      std::tie(y, penalty, std::ignore) = forward_random_operator().call(
+          x, activation, parameters, p, on_output, coefficients, reduction, order);
     } else {
-      std::tie(y, penalty) =
-          forward_operator().call(x, rng_state, activation, parameters, p, on_output, coefficients);
+      std::tie(y, penalty) = forward_operator().call(x, rng_state, activation, parameters, p,
+                                                     on_output, coefficients, reduction, order);
     }
   }
   const py::tuple pair = py::make_tuple(std::move(y), std::move(penalty));
@@ -49,25 +72,19 @@ py::object act_reg(const py::type& type, const Tensor& x, const OptionalTensor& 
   return py::reinterpret_steal<py::object>(made);
 }
 
-// As reference.py's draw.
-Tensor draw(const Tensor& x) {
-  using Limits = std::numeric_limits<int64_t>;
-  const auto options = at::TensorOptions(x.device()).dtype(at::kLong);
-  return at::constant_pad_nd(at::randint(Limits::min(), Limits::max(), {1}, options), {0, 1});
-}
-
 // The same into x; returns the penalty.
 Tensor act_reg_in_place(const Tensor& x, OptionalTensor rng_state, c10::string_view activation,
                         const std::vector<double>& parameters, double p, bool on_output, double l1,
-                        double l2) {
+                        double l2, c10::string_view reduction) {
   const double coefficients[] = {l1, l2};
   if (p > 0 && !rng_state) {  // after the checks: the generator does not move for nothing
     torch::autograd::check_inplace(x, torch::autograd::compute_requires_grad(x));
     at::assert_no_internal_overlap(x);
     rng_state = draw(x);
   }
-  auto [penalty, bits] = forward_in_place_operator().call(x, rng_state, activation, parameters, p,
-                                                          on_output, coefficients, false);
+  auto [penalty, bits] =
+      forward_in_place_operator().call(x, rng_state, activation, parameters, p, on_output,
+                                       coefficients, reduction, order_of(x), false);
   return penalty;
 }
 
@@ -76,7 +93,7 @@ const char* kept(at::ScalarType dtype, c10::string_view activation,
                  const std::vector<double>& parameters, double p, bool on_output, double l1,
                  double l2) {
   const double coefficients[] = {l1, l2};
-  Problem problem = problem_of({activation, parameters, p, on_output, coefficients});
+  Problem problem = problem_of({activation, parameters, p, on_output, coefficients, "sum", {}});
   problem.element = element_of(dtype);
   switch (state_of(problem).kept) {
     case Kept::kInput:
@@ -129,10 +146,10 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.def("forward", torch::wrap_pybind_function(act_reg), py::arg("type"), py::arg("x"),
         py::arg("rng_state"), py::arg("activation"), py::arg("parameters"), py::arg("p"),
-        py::arg("on_output"), py::arg("l1"), py::arg("l2"));
+        py::arg("on_output"), py::arg("l1"), py::arg("l2"), py::arg("reduction"));
   m.def("forward_", torch::wrap_pybind_function_no_gil(act_reg_in_place), py::arg("x"),
         py::arg("rng_state"), py::arg("activation"), py::arg("parameters"), py::arg("p"),
-        py::arg("on_output"), py::arg("l1"), py::arg("l2"));
+        py::arg("on_output"), py::arg("l1"), py::arg("l2"), py::arg("reduction"));
   m.def("kept", torch::wrap_pybind_function(kept), py::arg("dtype"), py::arg("activation"),
         py::arg("parameters"), py::arg("p"), py::arg("on_output"), py::arg("l1"), py::arg("l2"));
   m.def("activations", &activations);

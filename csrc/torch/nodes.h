@@ -50,16 +50,20 @@ struct OwnedAttributes {
   double p;
   bool on_output;
   std::optional<std::vector<double>> coefficients;
+  std::string reduction;
+  std::vector<int64_t> order;
 
   explicit OwnedAttributes(const Attributes& a)
       : activation(a.activation.data(), a.activation.size()),
         parameters(a.parameters.vec()),
         p(a.p),
-        on_output(a.on_output) {
+        on_output(a.on_output),
+        reduction(a.reduction.data(), a.reduction.size()),
+        order(a.order.vec()) {
     if (a.coefficients) coefficients = a.coefficients->vec();
   }
   Attributes view() const {
-    Attributes a{activation, parameters, p, on_output, std::nullopt};
+    Attributes a{activation, parameters, p, on_output, std::nullopt, reduction, order};
     if (coefficients) a.coefficients = *coefficients;
     return a;
   }
@@ -69,6 +73,8 @@ struct OwnedAttributes {
     args.collect(p);
     args.collect(on_output);
     args.collect(coefficients);
+    args.collect(reduction);
+    args.collect(order);
   }
 };
 
@@ -76,7 +82,7 @@ inline Tensor call(const c10::TypedOperatorHandle<Backward>& op, const OptionalT
                    const OptionalTensor& dpenalty, const Tensor& x, const OptionalTensor& rng_state,
                    const Attributes& a, bool x_is_output) {
   return op.call(dy, dpenalty, x, rng_state, a.activation, a.parameters, a.p, a.on_output,
-                 a.coefficients, x_is_output);
+                 a.coefficients, a.reduction, a.order, x_is_output);
 }
 
 // A node that is alive, as SavedVariable::unpack takes it.
@@ -111,9 +117,8 @@ inline Tensor plus(const Tensor& a, const Tensor& b) {
 // are no coefficients.
 inline Tensor penalty_direction(const Tensor& v, const Tensor& x, const OptionalTensor& rng_state,
                                 const Attributes& a, bool x_is_output) {
-  // In the accumulation's type, where 1 / D does not underflow. dense first: see curvature_cpu.
-  const auto type = accumulation_type(x);
-  const Tensor wide_x = dense(x).to(type), wide_v = v.to(type);
+  const auto type = accumulation_type(x);  // in which 1 / D does not underflow
+  const Tensor wide_x = x.to(type), wide_v = v.to(type);
   const auto options = x.options().dtype(type);
   const auto along = [&](const Tensor& dpenalty) {
     return (wide_v *
@@ -124,29 +129,6 @@ inline Tensor penalty_direction(const Tensor& v, const Tensor& x, const Optional
   const Tensor unit = at::eye(2, options);
   return at::stack(std::vector<Tensor>{along(unit[0]), along(unit[1])});
 }
-
-// Note [Saved strides]
-// The mask follows x's strides, and a hook on saved tensors promises values, not strides
-// (offloading may hand back a contiguous copy of a channels_last tensor). So the node remembers
-// them.
-struct Strides {
-  std::vector<int64_t> strides;  // empty: nothing to restore
-  bool dense = false;
-
-  Strides() = default;
-  explicit Strides(const Tensor& x) {
-    if (x.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return;
-    strides = x.strides().vec();
-    dense = x.is_non_overlapping_and_dense();
-  }
-  Tensor restored(const Tensor& x) const {
-    if (strides.empty() || x.unsafeGetTensorImpl()->has_symbolic_sizes_strides() ||
-        x.strides() == at::IntArrayRef(strides)) {
-      return x;
-    }
-    return dense ? at::empty_strided(x.sizes(), strides, x.options()).copy_(x) : x.contiguous();
-  }
-};
 
 // What the nodes share: the saved tensors, the lock, compiled autograd.
 template <int kSaved>
@@ -182,12 +164,7 @@ struct ActRegNode : public Node {
 };
 
 struct ActRegBackward final : public ActRegNode<2> {  // saved: x (or the output), rng_state
-  Strides strides;
-
-  ActRegBackward(edge_list&& edges, const Attributes& a, const std::array<Tensor, 2>& tensors)
-      : ActRegNode(std::move(edges), a, tensors) {
-    if (a.p > 0 && tensors[0].defined()) strides = Strides(tensors[0]);
-  }
+  using ActRegNode::ActRegNode;
   std::string name() const override { return "ActRegBackward"; }
 
   // In the place of x, once this node is the history of `output`. With dropout that is s * a where
@@ -195,7 +172,6 @@ struct ActRegBackward final : public ActRegNode<2> {  // saved: x (or the output
   void keep_output(const Tensor& output, double s) {
     keeps_output = true;
     saved[0] = SavedVariable(output, true);
-    strides = Strides(output);
     if (attributes.coefficients) {
       double& l2 = (*attributes.coefficients)[1];  // not off, however small
       if (l2 != 0) l2 = std::max(l2 / s, std::numeric_limits<double>::denorm_min());
@@ -207,20 +183,17 @@ struct ActRegBackward final : public ActRegNode<2> {  // saved: x (or the output
     if (!task_should_compute_output(0) || (!dy.defined() && !dpenalty.defined())) {
       return {Tensor()};
     }
-    return {call(backward_operator(), optional(dy), optional(dpenalty), strides.restored(unpack(0)),
+    return {call(backward_operator(), optional(dy), optional(dpenalty), unpack(0),
                  contiguous(unpack(1)), attributes.view(), keeps_output)};
   }
 };
 
 struct ActRegBackwardBackward final : public ActRegNode<4> {  // saved: dy, dpenalty, x, rng_state
-  Strides strides;
   bool x_is_output;
 
   ActRegBackwardBackward(edge_list&& edges, const Attributes& a, bool x_is_output,
                          const std::array<Tensor, 4>& tensors)
-      : ActRegNode(std::move(edges), a, tensors), x_is_output(x_is_output) {
-    if (a.p > 0) strides = Strides(tensors[2]);
-  }
+      : ActRegNode(std::move(edges), a, tensors), x_is_output(x_is_output) {}
   std::string name() const override { return "ActRegBackwardBackward"; }
   void compiled_args(CompiledNodeArgs& args) const override {
     ActRegNode::compiled_args(args);
@@ -232,7 +205,7 @@ struct ActRegBackwardBackward final : public ActRegNode<4> {  // saved: dy, dpen
     const Tensor& v = gradients[0];
     if (!v.defined()) return {Tensor(), Tensor(), Tensor()};
     const auto dy = optional(saved[0].unpack()), dpenalty = optional(saved[1].unpack());
-    const Tensor x = strides.restored(saved[2].unpack());
+    const Tensor x = saved[2].unpack();
     const auto rng_state = contiguous(saved[3].unpack());
     const Attributes a = attributes.view();
     variable_list result(3);

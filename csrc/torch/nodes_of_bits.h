@@ -7,30 +7,33 @@
 
 namespace actreg {
 
-// x as the kernels walk it, which the order of the bits and of the mask depends on.
+// Of x, which is not kept.
 struct Shape {
-  std::vector<c10::SymInt> sizes, strides;
+  std::vector<c10::SymInt> sizes;
   at::ScalarType dtype;
 
-  explicit Shape(const Tensor& x)
-      : sizes(x.sym_sizes().vec()), strides(x.sym_strides().vec()), dtype(x.scalar_type()) {
-    if (x.is_non_overlapping_and_dense()) return;
-    c10::SymInt stride = 1;  // of a contiguous copy
-    for (int64_t dim = x.dim() - 1; dim >= 0; --dim) {
-      strides[dim] = stride;
-      stride = stride * sizes[dim].max(1);
-    }
+  explicit Shape(const Tensor& x) : Shape(x.sym_sizes(), x.scalar_type()) {}
+  Shape(c10::SymIntArrayRef sizes, at::ScalarType dtype) : sizes(sizes.vec()), dtype(dtype) {}
+
+  void collect(CompiledNodeArgs& args) const {
+    args.collect(sizes);
+    args.collect(dtype);
   }
-  Shape(c10::SymIntArrayRef sizes, c10::SymIntArrayRef strides, at::ScalarType dtype)
-      : sizes(sizes.vec()), strides(strides.vec()), dtype(dtype) {}
+  template <class F>
+  variable_list swapped(SwapSavedVariables& swap, F apply) {
+    for (c10::SymInt& size : sizes) swap.before(size);
+    variable_list result = apply();
+    for (c10::SymInt& size : sizes) swap.after(size);
+    return result;
+  }
 };
 
 inline Tensor call_bits(const OptionalTensor& dy, const OptionalTensor& dpenalty,
                         const OptionalTensor& bits, const OptionalTensor& rng_state,
-                        const Shape& shape, const Attributes& a) {
-  return backward_bits_operator().call(dy, dpenalty, bits, rng_state, shape.sizes, shape.strides,
+                        const OptionalTensor& anchor, const Shape& shape, const Attributes& a) {
+  return backward_bits_operator().call(dy, dpenalty, bits, rng_state, anchor, shape.sizes,
                                        shape.dtype, a.activation, a.parameters, a.p, a.on_output,
-                                       a.coefficients);
+                                       a.coefficients, a.reduction, a.order);
 }
 
 // penalty_direction with bits: the sum of v * backward_bits(dpenalty = 1).
@@ -38,7 +41,8 @@ inline Tensor penalty_direction(const Tensor& v, const OptionalTensor& bits,
                                 const OptionalTensor& rng_state, Shape shape, const Attributes& a) {
   shape.dtype = accumulation_type(v);
   const Tensor one = at::ones({}, v.options().dtype(shape.dtype));
-  return (v.to(shape.dtype) * call_bits(std::nullopt, one, bits, rng_state, shape, a)).sum();
+  return (v.to(shape.dtype) * call_bits(std::nullopt, one, bits, rng_state, std::nullopt, shape, a))
+      .sum();
 }
 
 struct BitsNode : public ActRegNode<2> {  // saved: bits, rng_state; each undefined if not needed
@@ -52,24 +56,31 @@ struct BitsNode : public ActRegNode<2> {  // saved: bits, rng_state; each undefi
 
   void compiled_args(CompiledNodeArgs& args) const override {
     ActRegNode::compiled_args(args);
-    args.collect(shape.sizes);
-    args.collect(shape.strides);
-    args.collect(shape.dtype);
+    shape.collect(args);
   }
   variable_list apply_with_saved(const variable_list& inputs, SwapSavedVariables& swap) override {
-    const auto all = [&](auto swapped) {
-      for (auto* numbers : {&shape.sizes, &shape.strides}) {
-        for (c10::SymInt& number : *numbers) swapped(number);
-      }
-    };
-    all([&](c10::SymInt& number) { swap.before(number); });
-    variable_list result = ActRegNode::apply_with_saved(inputs, swap);
-    all([&](c10::SymInt& number) { swap.after(number); });
-    return result;
+    return shape.swapped(swap, [&] { return ActRegNode::apply_with_saved(inputs, swap); });
   }
 };
 
-struct ActRegBitsBackwardBackward final : public BitsNode {  // of dy, dpenalty and x
+// Of the anchor, a zero that depends on x as a gradient from bits does: its derivative by x is 0,
+// but it is there, as it is of the gradients of activations of torch.
+struct ActRegAnchor final : public Node {
+  Shape shape;
+
+  ActRegAnchor(edge_list&& edges, Shape shape) : Node(std::move(edges)), shape(std::move(shape)) {}
+  std::string name() const override { return "ActRegAnchor"; }
+  variable_list apply(variable_list&& gradients) override {
+    if (!gradients[0].defined()) return {Tensor()};
+    return {at::zeros_symint(shape.sizes, gradients[0].options().dtype(shape.dtype))};
+  }
+  void compiled_args(CompiledNodeArgs& args) const override { shape.collect(args); }
+  variable_list apply_with_saved(const variable_list& inputs, SwapSavedVariables& swap) override {
+    return shape.swapped(swap, [&] { return this->apply(variable_list(inputs)); });
+  }
+};
+
+struct ActRegBitsBackwardBackward final : public BitsNode {  // of dy, dpenalty and the anchor
   using BitsNode::BitsNode;
   std::string name() const override { return "ActRegBitsBackwardBackward"; }
 
@@ -80,12 +91,12 @@ struct ActRegBitsBackwardBackward final : public BitsNode {  // of dy, dpenalty 
     if (!v.defined()) return result;
     const Attributes a = attributes.view();
     if (task_should_compute_output(0)) {
-      result[0] = call_bits(v, std::nullopt, bits(), rng_state(), shape, a);
+      result[0] = call_bits(v, std::nullopt, bits(), rng_state(), std::nullopt, shape, a);
     }
     if (task_should_compute_output(1)) {
       result[1] = penalty_direction(v, bits(), rng_state(), shape, a);
     }
-    if (task_should_compute_output(2)) result[2] = at::zeros_like(v);
+    if (task_should_compute_output(2)) result[2] = at::zeros({}, v.options());
     return result;
   }
 };
@@ -100,23 +111,22 @@ struct ActRegBitsBackward final : public BitsNode {
     if (!task_should_compute_output(0) || (!dy.defined() && !dpenalty.defined())) {
       return {Tensor()};
     }
-    const Tensor dx =
-        call_bits(optional(dy), optional(dpenalty), bits(), rng_state(), shape, attributes.view());
-    if (at::GradMode::is_enabled()) connect(dx);
-    return {dx};
+    const OptionalTensor marks = bits(), state = rng_state();
+    OptionalTensor anchor;
+    if (at::GradMode::is_enabled()) {
+      anchor = make_anchor(marks ? *marks : state ? *state : dy.defined() ? dy : dpenalty);
+    }
+    return {call_bits(optional(dy), optional(dpenalty), marks, state, anchor, shape,
+                      attributes.view())};
   }
 
  private:
-  // The second derivative by x is 0, but it is there: as of torch's own activations.
-  void connect(const Tensor& dx) {
-    if (!dx.requires_grad()) {
-      const Two kept{tensor_or_none(bits()), tensor_or_none(rng_state())};
-      torch::autograd::set_history(
-          dx, make_node<ActRegBitsBackwardBackward>(edge_list{{}, {}, next_edge(0)},
-                                                    attributes.view(), kept, shape));
-    } else if (auto* node = dynamic_cast<ActRegBitsBackwardBackward*>(dx.grad_fn().get())) {
-      node->set_next_edge(2, next_edge(0));
-    }
+  // Best like what was kept: under is_grads_batched dy belongs to a transform that will be over,
+  // and only the operator sees through it to a dx that stays.
+  Tensor make_anchor(const Tensor& like) {
+    const Tensor anchor = like.new_zeros({}, like.options().dtype(at::kFloat));
+    torch::autograd::set_history(anchor, make_node<ActRegAnchor>(edge_list{next_edge(0)}, shape));
+    return anchor;
   }
 };
 

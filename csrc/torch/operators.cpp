@@ -4,13 +4,37 @@
 #include <ATen/Functions.h>
 #include <ATen/MemoryOverlap.h>
 
-#include <cmath>
-#include <vector>
+#include <algorithm>
 
 #include "core/registry.h"
 
 namespace actreg {
 namespace {
+
+// D, what the penalty is divided by; at least 1, so that the penalty of an empty tensor is 0.
+double denominator(c10::string_view reduction, at::IntArrayRef sizes) {
+  const auto product = [](at::IntArrayRef of) {
+    return static_cast<double>(std::max<int64_t>(c10::multiply_integers(of), 1));
+  };
+  if (reduction == "mean") return product(sizes);
+  if (reduction == "batch") return product(sizes.slice(0, sizes.empty() ? 0 : 1));
+  if (reduction == "token") return product(sizes.slice(0, sizes.empty() ? 0 : sizes.size() - 1));
+  return 1;
+}
+
+bool is_a_reduction(c10::string_view name) {
+  return name == "mean" || name == "batch" || name == "token" || name == "sum";
+}
+
+void check_order(at::IntArrayRef order, size_t dims) {
+  if (order.empty()) return;
+  bool fits = order.size() == dims;
+  for (size_t dim = 0; dim < dims; ++dim) {
+    fits = fits && std::count(order.begin(), order.end(), static_cast<int64_t>(dim)) == 1;
+  }
+  TORCH_CHECK_VALUE(fits, "actreg: order is empty or a permutation of ", dims,
+                    " dimensions, but got ", order);
+}
 
 void check_dpenalty(const OptionalTensor& dpenalty, const Attributes& attributes) {
   TORCH_CHECK_VALUE(
@@ -42,8 +66,11 @@ Problem problem_of(const Attributes& attributes) {
   TORCH_CHECK_VALUE(attributes.p >= 0 && attributes.p <= 1,
                     "dropout probability has to be between 0 and 1, but got ", attributes.p);
   TORCH_CHECK_VALUE(!attributes.coefficients || attributes.coefficients->size() == 2,
-                    "actreg: coefficients are {l1 / D, l2 / D}, but got ",
-                    attributes.coefficients->size(), " numbers");
+                    "actreg: coefficients are {l1, l2}, but got ", attributes.coefficients->size(),
+                    " numbers");
+  TORCH_CHECK_VALUE(is_a_reduction(attributes.reduction),
+                    "actreg: reduction is mean, sum, batch or token, but got '",
+                    attributes.reduction, "'");
   const auto& parameters = attributes.parameters;
   const auto activation =
       make_activation({attributes.activation.data(), attributes.activation.size()},
@@ -78,6 +105,13 @@ Problem make_problem(const Tensor& x, const Attributes& attributes, bool x_is_ou
   return problem;
 }
 
+Problem forward_problem(const Tensor& x, const Attributes& attributes) {
+  Problem problem = make_problem(x, attributes);
+  check_order(attributes.order, x.sizes().size());
+  problem.penalty.divide_by(denominator(attributes.reduction, x.sizes()));
+  return problem;
+}
+
 void check_rng_state(const OptionalTensor& rng_state, at::Device device) {
   TORCH_CHECK_VALUE(rng_state.has_value() && rng_state->defined(),
                     "actreg: dropout needs rng_state, an int64 tensor {seed, offset}");
@@ -100,10 +134,12 @@ void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, at:
 Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                          const Attributes& attributes, bool x_is_output) {
   Problem problem = make_problem(x, attributes, x_is_output);
+  check_order(attributes.order, x.sizes().size());
   check_devices(dy, dpenalty, x.device());
   TORCH_CHECK_VALUE(!dy || !dy->defined() || dy->sizes() == x.sizes(), "actreg: dy has shape ",
                     dy->sizes(), ", but input has shape ", x.sizes());
   check_dpenalty(dpenalty, attributes);
+  problem.penalty.divide_by(denominator(attributes.reduction, x.sizes()));
   return problem;
 }
 
@@ -116,63 +152,105 @@ State bits_state(Problem& problem, const Attributes& attributes) {
   return state;
 }
 
-BitsProblem bits_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty,
-                         const OptionalTensor& bits, const OptionalTensor& rng_state,
-                         at::ScalarType dtype, const Attributes& attributes) {
+at::TensorOptions options_of_dx(const OptionalTensor& dy, const OptionalTensor& dpenalty,
+                                at::ScalarType dtype) {
   const bool has_dy = dy && dy->defined();
   TORCH_CHECK_VALUE(has_dy || (dpenalty && dpenalty->defined()),
                     "actreg: backward_bits needs dy or dpenalty");
-  BitsProblem made;
-  made.problem = problem_of(attributes);
+  return (has_dy ? dy : dpenalty)->options().dtype(dtype);
+}
+
+BitsProblem bits_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty,
+                         const OptionalTensor& bits, const OptionalTensor& rng_state,
+                         at::IntArrayRef sizes, at::ScalarType dtype,
+                         const Attributes& attributes) {
+  BitsProblem made{problem_of(attributes), {}, options_of_dx(dy, dpenalty, dtype)};
   made.problem.element = element_of(dtype);
-  made.dx = (has_dy ? dy : dpenalty)->options().dtype(dtype);
   const State state = bits_state(made.problem, attributes);
   made.slopes = state.slopes;
+  check_order(attributes.order, sizes.size());
   const at::Device device = made.dx.device();
   if (made.problem.draws_again()) check_rng_state(rng_state, device);
   check_devices(dy, dpenalty, device);
-  const bool has_bits = bits && bits->defined();
-  TORCH_CHECK_VALUE(has_bits || state.kept == Kept::kNothing, "actreg: there are no bits");
-  TORCH_CHECK_VALUE(!has_bits || (bits->scalar_type() == at::kByte && bits->dim() == 1 &&
-                                  bits->is_contiguous() && bits->device() == device),
-                    "actreg: bits are a contiguous uint8 tensor on ", device);
-  return made;
-}
-
-BitsProblem bits_problem_of_shapes(const OptionalTensor& dy, const OptionalTensor& dpenalty,
-                                   const OptionalTensor& bits, const OptionalTensor& rng_state,
-                                   at::IntArrayRef sizes, at::IntArrayRef strides,
-                                   at::ScalarType dtype, const Attributes& attributes) {
-  BitsProblem made = bits_problem(dy, dpenalty, bits, rng_state, dtype, attributes);
   TORCH_CHECK_VALUE(!dy || !dy->defined() || dy->sizes() == sizes, "actreg: dy has shape ",
                     dy->sizes(), ", but input has shape ", sizes);
   check_dpenalty(dpenalty, attributes);
-  const bool is_dense =
-      dy && dy->defined() && dy->strides() == strides  // as almost always: nothing to be made
-          ? dy->is_non_overlapping_and_dense()
-          : sizes.size() == strides.size() &&
-                at::empty_strided(sizes, strides, made.dx.device(at::kMeta))
-                    .is_non_overlapping_and_dense();
-  TORCH_CHECK_VALUE(is_dense, "actreg: strides ", strides, " do not make shape ", sizes, " dense");
-  if (bits && bits->defined()) {
+  const bool has_bits = bits && bits->defined();
+  TORCH_CHECK_VALUE(has_bits || state.kept == Kept::kNothing, "actreg: there are no bits");
+  if (has_bits) {
     const int64_t bytes = bytes_of_bits(c10::multiply_integers(sizes));
+    TORCH_CHECK_VALUE(bits->scalar_type() == at::kByte && bits->dim() == 1 &&
+                          bits->is_contiguous() && bits->device() == device,
+                      "actreg: bits are a contiguous uint8 tensor on ", device);
     TORCH_CHECK_VALUE(bits->numel() == bytes, "actreg: bits of shape ", sizes, " have shape [",
                       bytes, "], but got ", bits->sizes());
   }
+  made.problem.penalty.divide_by(denominator(attributes.reduction, sizes));
   return made;
 }
 
-Tensor dense(const Tensor& x) { return x.is_non_overlapping_and_dense() ? x : x.contiguous(); }
-
-Tensor writable(const Tensor& x) {
-  at::assert_no_internal_overlap(x);
-  return x.is_non_overlapping_and_dense() ? x : Tensor();
+Order order_of(const Tensor& x) {
+  // What cannot be decided about unknown sizes counts as false; the row-major order is always
+  // right.
+  const auto surely = [](const c10::SymBool& b) { return TORCH_GUARD_OR_FALSE(b); };
+  if (surely(x.unsafeGetTensorImpl()->sym_is_contiguous())) return {};
+  const auto sizes = x.sym_sizes(), strides = x.sym_strides();
+  Order order;  // sorted by insertion, which stays stable where comparisons are not decided
+  for (int64_t dim = 0; dim < x.dim(); ++dim) {
+    auto at = order.end();
+    while (at != order.begin() && surely(strides[dim].sym_gt(strides[at[-1]]))) --at;
+    order.insert(at, dim);
+  }
+  c10::SymInt expected = 1;
+  for (size_t i = order.size(); i-- > 0;) {
+    const int64_t dim = order[i];
+    if (surely(sizes[dim].sym_eq(1))) continue;
+    if (!surely(strides[dim].sym_eq(expected))) return {};
+    expected = expected * sizes[dim];
+  }
+  return std::is_sorted(order.begin(), order.end()) ? Order() : order;
 }
 
-Tensor with_layout_of(const Tensor& x, const OptionalTensor& dy) {
-  if (!dy || !dy->defined()) return at::zeros_like(x);
-  if (dy->scalar_type() == x.scalar_type() && dy->strides() == x.strides()) return *dy;
-  return at::empty_like(x).copy_(*dy);
+at::DimVector strides_of(at::IntArrayRef sizes, at::IntArrayRef order) {
+  at::DimVector strides(sizes.size());
+  int64_t stride = 1;
+  for (int64_t i = static_cast<int64_t>(sizes.size()) - 1; i >= 0; --i) {
+    const int64_t dim = order.empty() ? i : order[i];
+    strides[dim] = stride;
+    stride *= std::max<int64_t>(sizes[dim], 1);
+  }
+  return strides;
+}
+
+namespace {
+
+bool is_in_order(const Tensor& x, at::IntArrayRef order) {
+  if (order.empty()) return x.is_contiguous();
+  const auto dense = strides_of(x.sizes(), order);
+  for (size_t dim = 0; dim < dense.size(); ++dim) {
+    if (x.size(dim) != 1 && x.stride(dim) != dense[dim]) return false;
+  }
+  return true;
+}
+Tensor empty_in_order(const Tensor& like, at::IntArrayRef order) {
+  return at::empty_strided(like.sizes(), strides_of(like.sizes(), order), like.options());
+}
+
+}  // namespace
+
+Tensor in_order(const Tensor& x, at::IntArrayRef order) {
+  return is_in_order(x, order) ? x : empty_in_order(x, order).copy_(x);
+}
+
+Tensor in_order_of(const Tensor& x, const OptionalTensor& dy, at::IntArrayRef order) {
+  if (!dy || !dy->defined()) return empty_in_order(x, order).zero_();
+  if (dy->scalar_type() == x.scalar_type() && is_in_order(*dy, order)) return *dy;
+  return empty_in_order(x, order).copy_(*dy);
+}
+
+Tensor writable(const Tensor& x, at::IntArrayRef order) {
+  at::assert_no_internal_overlap(x);
+  return is_in_order(x, order) ? x : Tensor();
 }
 
 at::ScalarType accumulation_type(const Tensor& x) {

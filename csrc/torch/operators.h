@@ -27,13 +27,33 @@ struct Attributes {
   at::ArrayRef<double> parameters;
   double p;
   bool on_output;  // the penalty is on y, not on a
-  // {l1 / D, l2 / D} for the weighted penalty; nothing for the two raw sums.
+  // {l1, l2} for the weighted penalty; nothing for the two sums.
   std::optional<at::ArrayRef<double>> coefficients;
+  c10::string_view reduction;  // names D, which divides the penalty or the sums
+  at::IntArrayRef order;       // see Note [Positions]
 };
 #define ACTREG_ATTRIBUTES                                                                 \
   c10::string_view activation, at::ArrayRef<double> parameters, double p, bool on_output, \
-      std::optional<at::ArrayRef<double>> coefficients
-#define ACTREG_ATTRIBUTE_NAMES activation, parameters, p, on_output, coefficients
+      std::optional<at::ArrayRef<double>> coefficients, c10::string_view reduction,       \
+      at::IntArrayRef order
+#define ACTREG_ATTRIBUTE_NAMES activation, parameters, p, on_output, coefficients, reduction, order
+
+// Note [Positions]
+// The mask and the bits count the elements of x in one order: `order` names the dimensions of x
+// from the outermost to the innermost; the empty order is the row-major one. Every operator takes
+// the order as an argument. No operator reads the order off the strides of a tensor, because
+// autograd, functorch, Inductor and hooks on saved tensors hand over copies whose strides differ:
+// the numbers of such a copy are right, and only the order says where they stood in forward.
+// order_of(x), called once before forward, is where strides become an order.
+using Order = at::DimVector;
+// The memory order of x, if the elements of x fill a block of memory; else the row-major order.
+Order order_of(const Tensor& x);
+// The dense strides of a tensor of these sizes in that order.
+at::DimVector strides_of(at::IntArrayRef sizes, at::IntArrayRef order);
+// x itself if x is dense in that order; else such a copy.
+Tensor in_order(const Tensor& x, at::IntArrayRef order);
+// A dense tensor in that order, of the shape and type of x, that holds dy; zeros without a dy.
+Tensor in_order_of(const Tensor& x, const OptionalTensor& dy, at::IntArrayRef order);
 
 using Forward = std::tuple<Tensor, Tensor>(const Tensor& x, const OptionalTensor& rng_state,
                                            ACTREG_ATTRIBUTES);
@@ -51,32 +71,40 @@ using ForwardRandomBits = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tenso
 // {penalty, bits: none unless asked for}
 using ForwardInPlace = std::tuple<Tensor, Tensor>(const Tensor& x, const OptionalTensor& rng_state,
                                                   ACTREG_ATTRIBUTES, bool with_bits);
-// dx has these sizes and strides and this type, which are x's; one of the gradients may miss.
+// dx has these sizes and this type, which are those of x; one of the gradients may be missing.
+// Without a value of its own, `anchor` connects dx to x in the graph: see ActRegAnchor.
 using BackwardBits = Tensor(const OptionalTensor& dy, const OptionalTensor& dpenalty,
                             const OptionalTensor& bits, const OptionalTensor& rng_state,
-                            c10::SymIntArrayRef sizes, c10::SymIntArrayRef strides,
+                            const OptionalTensor& anchor, c10::SymIntArrayRef sizes,
                             at::ScalarType dtype, ACTREG_ATTRIBUTES);
+// A new tensor {seed, offset} on the device of x: a copy of `state`, or else {seed, 0}.
+using RngState = Tensor(const Tensor& x, const OptionalTensor& state, c10::SymInt seed);
 
 // The type of elements. Throws if the kernels have none for it.
 Element element_of(at::ScalarType type);
 // The problem without its tensors and their type, seed and gradients. Throws unless the activation
 // is one, with its parameters, and the numbers are in their ranges.
 Problem problem_of(const Attributes& attributes);
-// The problem without its pointers, seed and gradients. Throws unless every kernel can take the
-// arguments: dtype, layout, ranges, the activation with its parameters; and, if the output is in
-// the place of x, unless it tells what backward needs.
+// The problem without its pointers, seed and gradients, and before its penalty is divided by D.
+// Throws unless every kernel can take the arguments: dtype, layout, ranges, the activation with its
+// parameters; and, if the output is in the place of x, unless the output tells what backward needs.
 Problem make_problem(const Tensor& x, const Attributes& attributes, bool x_is_output = false);
+// The same for the kernels that compute forward, with D. Throws also unless the order fits x.
+Problem forward_problem(const Tensor& x, const Attributes& attributes);
 // Throws unless it is int64 {seed, offset} on x's device. Reads no data.
 void check_rng_state(const OptionalTensor& rng_state, at::Device device);
 void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, at::Device device);
-// The same for backward and curvature. Throws also unless dy and dpenalty have their shapes and are
-// on x's device.
+// forward_problem for backward and curvature. Throws also unless dy and dpenalty have their shapes
+// and are on the device of x.
 Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                          const Attributes& attributes, bool x_is_output);
 
 // For the operators with bits. Throws also unless backward needs no more than these.
 State bits_state(Problem& problem, const Attributes& attributes);
-// What backward_bits computes, into dx; made and checked.
+// The type and device of dx. Throws unless there is dy or dpenalty.
+at::TensorOptions options_of_dx(const OptionalTensor& dy, const OptionalTensor& dpenalty,
+                                at::ScalarType dtype);
+// What backward_bits computes. Throws unless all arguments fit together.
 struct BitsProblem {
   Problem problem;
   TwoSlopes slopes;
@@ -84,12 +112,7 @@ struct BitsProblem {
 };
 BitsProblem bits_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty,
                          const OptionalTensor& bits, const OptionalTensor& rng_state,
-                         at::ScalarType dtype, const Attributes& attributes);
-// Throws also unless shapes and bits fit together, and dx is dense.
-BitsProblem bits_problem_of_shapes(const OptionalTensor& dy, const OptionalTensor& dpenalty,
-                                   const OptionalTensor& bits, const OptionalTensor& rng_state,
-                                   at::IntArrayRef sizes, at::IntArrayRef strides,
-                                   at::ScalarType dtype, const Attributes& attributes);
+                         at::IntArrayRef sizes, at::ScalarType dtype, const Attributes& attributes);
 
 // For a Task that only reads them; null where there are none.
 inline uint8_t* address_of(const OptionalTensor& bits) {
@@ -97,18 +120,13 @@ inline uint8_t* address_of(const OptionalTensor& bits) {
   return const_cast<uint8_t*>(bits->const_data_ptr<uint8_t>());
 }
 
-// x itself if its elements fill a block of memory, in whatever order; else a contiguous copy.
-Tensor dense(const Tensor& x);
 // x itself if kernels can write where they read, nothing if not. Throws if x overlaps itself.
-Tensor writable(const Tensor& x);
+Tensor writable(const Tensor& x, at::IntArrayRef order);
 // Of a bit for each element.
 template <class Integer>
 Integer bytes_of_bits(Integer elements) {
   return (elements + 7) / 8;
 }
-// A tensor of x's layout holding dy (itself if it has that layout already), zeros for no dy.
-Tensor with_layout_of(const Tensor& x, const OptionalTensor& dy);
-
 // float32, or float64 for float64.
 at::ScalarType accumulation_type(const Tensor& x);
 // Of the penalty: 0-d, or two numbers without coefficients.
@@ -118,7 +136,7 @@ at::IntArrayRef penalty_shape(const Attributes& attributes);
 template <class Run>
 Tensor in_double(Run run, const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                  const Attributes& attributes, bool x_is_output) {
-  backward_problem(dy, dpenalty, x, attributes, x_is_output);  // throws, before anything is made
+  Problem problem = backward_problem(dy, dpenalty, x, attributes, x_is_output);
   OptionalTensor wide_dy;
   if (dy) wide_dy = dy->to(at::kDouble);
   Attributes rounded = attributes;
@@ -127,11 +145,9 @@ Tensor in_double(Run run, const OptionalTensor& dy, const OptionalTensor& dpenal
     for (double& parameter : parameters) parameter = static_cast<float>(parameter);
   }
   rounded.parameters = parameters;
-  Problem problem = problem_of(rounded);
+  problem.activation = problem_of(rounded).activation;
   problem.element = ElementType<double>{};
-  problem.x_is_output = x_is_output;
-  // dense first: to() gives a tensor that is not dense another order in memory, so another mask.
-  return run(problem, wide_dy, dense(x).to(at::kDouble)).to(x.scalar_type());
+  return run(problem, wide_dy, x.to(at::kDouble)).to(x.scalar_type());
 }
 
 }  // namespace actreg
