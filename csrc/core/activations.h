@@ -200,8 +200,7 @@ struct Tanhshrink : NoParameters {  // x - tanh(x)
   static constexpr const char* name = "tanhshrink";
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
-    const T y = math::tanh(x).value;
-    return {x - y, y * y};
+    return math::tanhshrink(x);
   }
 };
 

@@ -97,13 +97,13 @@ struct Coefficients<Short<float>> {
       // degree 4, error 1120.611 ulp
       0x1.611958p-5f, -0x1.4a7588p-3f, 0x1.3ca48cp-2f, -0x1.fdb876p-2f, 0x1p+0f,
   };
-  static constexpr float kTailScale = 0x1.28f5c2p-2f;
+  static constexpr float kTailScale = 0x1.2b020cp-2f;
   static constexpr float kTail[] = {
-      // degree 3, error 2063.537 ulp
-      0x1.04e23ep-2f,
-      -0x1.51c38p-6f,
-      0x1.3b8944p-3f,
-      0x1.c9b924p-4f,
+      // degree 3, error 1771.896 ulp
+      0x1.f86892p-3f,
+      -0x1.58b958p-7f,
+      0x1.35e38ep-3f,
+      0x1.ceb41cp-4f,
   };
 };
 

@@ -148,5 +148,23 @@ ACTREG_HD Jet<Coarse<T>> mish(Coarse<T> x) {
   return {x * gate, gate + low * (N(4) * n * (n + N(1)) * (r * r)) + nan_at_infinity};
 }
 
+// x - tanh(x); the slope is tanh(x)^2
+template <class T>
+ACTREG_HD Jet<T> tanhshrink(T x) {
+  const T y = tanh(x).value;
+  return {x - y, y * y};
+}
+// Near 0 the difference would cancel: there it is a series of its own.
+template <class T>
+ACTREG_HD Jet<Coarse<T>> tanhshrink(Coarse<T> x) {
+  using N = Coarse<T>;
+  const N e(fast_exp2(minus_abs(x.value) * T(2 * kLog2E))), square = x * x;
+  const N far = copysign((N(1) - e) * reciprocal(N(1) + e), x);
+  const N bend = x * square * (N(2.0 / 15) * square - N(1.0 / 3));
+  const auto is_near_zero = square < N(0x1p-6);
+  const N y = select(is_near_zero, x + bend, far);
+  return {select(is_near_zero, N(0) - bend, x - far), y * y};  // of -0 it is 0, as x - y
+}
+
 }  // namespace math
 }  // namespace actreg
