@@ -72,6 +72,17 @@ def jets(name: str, parameters: tuple[float, ...], xs: tuple[float, ...]) -> Jet
         return Jets(_array(values), _array(slopes))
 
 
+def derivatives(name: str, parameters: tuple[float, ...], x: float) -> tuple[Any, Any, Any]:
+    """The value, the slope and the second derivative at x, which may be no kink."""
+
+    def function(x: Any) -> Any:
+        return FORMULAS[name](x, *parameters)
+
+    with mpmath.workdps(330):  # the largest float64 has 309 digits
+        a, da, dda = (mpmath.diff(function, mpf(x), n) for n in range(3))
+        return a, da, dda
+
+
 def _array(numbers: list[Any]) -> Array:
     high = [float(number) for number in numbers]
     low = [float(number - h) for number, h in zip(numbers, high, strict=True)]

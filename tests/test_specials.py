@@ -10,14 +10,16 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import mpmath
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import actreg_ext
 from actreg_ext import reference
 from actreg_ext.functional import act_reg
-from tests import table
+from tests import exact, table
 
 INF, NAN = math.inf, math.nan
 Function = Callable[..., reference.ActRegOutput]
@@ -79,6 +81,82 @@ def test_answers_are_torchs(variant: dict[str, Any], dtype: torch.dtype, device:
         right = torch.stack([is_answer(ours[which], answer) for answer in answers]).any(0)
         wrong = [(x[i], ours[which][i], [a[i] for a in answers]) for i in (~right).nonzero()]
         assert not wrong, f"{name}: (x, ours, torch's answers) {wrong}"
+
+
+PENALTIES = [{}, {"l1": 0.5}, {"l2": 0.125}, {"l1": 0.5, "l2": 0.125}]
+
+
+def second_derivative(
+    function: Function, x: Tensor, variant: dict[str, Any], penalty: dict[str, float]
+) -> Tensor:
+    """Of the sum of the outputs and the penalty."""
+    x = x.detach().clone().requires_grad_()
+    outputs = function(x, **variant, **penalty, reduction="sum")
+    (dx,) = torch.autograd.grad(sum(output.sum() for output in outputs), x, create_graph=True)
+    if not dx.requires_grad:
+        return torch.zeros_like(x)
+    return torch.autograd.grad(dx.sum(), x, materialize_grads=True)[0]
+
+
+def true_second_derivative(
+    variant: dict[str, Any], x: float, l1: float = 0.0, l2: float = 0.0
+) -> float:
+    """The same from the formulas. 1e50 stands for every larger x, being near the limit."""
+    parameters = {**actreg_ext.activations()[variant["activation"]], **variant}
+    name = parameters.pop("activation")
+    x = min(max(x, -1e50), 1e50)
+    a, da, dda = exact.derivatives(name, tuple(parameters.values()), x)
+    return float((1 + l1 * mpmath.sign(a)) * dda + 2 * l2 * (da * da + a * dda))
+
+
+# What is neither PyTorch's answer nor a limit. The slope of hardswish is (x + 1.5) / 3 at NaN, and
+# ours is that line's slope, PyTorch's 0. At softplus's threshold the slope is that of the curved
+# side, and so is ours; PyTorch's is 0.
+EXCEPTIONS = {("hardswish", "nan"), ("softplus", "20.0")}
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=table.describe)
+def test_second_derivatives_are_torchs(
+    variant: dict[str, Any],
+    dtype: torch.dtype,
+    device: str,
+    penalty: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or what the formulas say, where PyTorch's tails cancel to 0 or where PyTorch has NaN."""
+    # PyTorch's own hardsigmoid has no second derivative.
+    hardsigmoid = (lambda x: F.relu6(x + 3) / 6, None)
+    monkeypatch.setitem(reference.ACTIVATIONS, "hardsigmoid", hardsigmoid)
+    sizes = torch.tensor([1e30, 1e4, 100.0, 20.0, 1e-30], dtype=torch.float64)
+    x = special_points(variant, dtype, device)
+    x = torch.cat([x, sizes.to(x), -sizes.to(x)])
+    many = x.repeat(64)  # where vectorised loops are at work
+    ours = second_derivative(act_reg, many, variant, penalty)[: len(x)]
+    asked = [
+        place.to(kind) for place in places(many) for kind in (dtype, torch.float32, torch.float64)
+    ]
+    theirs = [
+        second_derivative(reference.act_reg, place, variant, penalty)[: len(x)].to(x)
+        for place in asked
+    ]
+    right = torch.stack([is_answer(ours, answer) for answer in theirs]).any(0)
+    wrong = []
+    for i in (~right).nonzero().flatten().tolist():
+        if (variant["activation"], str(x[i].item())) in EXCEPTIONS:
+            continue
+        answers = [
+            second_derivative(reference.act_reg, place[i : i + 1], variant, penalty).to(x)
+            for place in asked
+        ]
+        answers += [answer[i : i + 1] for answer in theirs]
+        if x[i].isfinite() or x[i].isinf():
+            truth = true_second_derivative(variant, x[i].item(), **penalty)
+            answers.append(torch.tensor([truth], dtype=torch.float64).to(x))
+        elif all(answer.isnan() for answer in answers):
+            continue
+        if not any(is_answer(ours[i : i + 1], answer) for answer in answers):
+            wrong.append((x[i], ours[i], answers))
+    assert not wrong, f"(x, ours, torch's answers and the true one) {wrong}"
 
 
 def test_zeros_have_torchs_sign(variant: dict[str, Any], dtype: torch.dtype, device: str) -> None:

@@ -80,10 +80,26 @@ MUTATIONS = [
     Mutation(
         "derivative of a quotient with the wrong sign",
         "csrc/core/dual.h",
-        "a.derivative - quotient * b.derivative",
-        "a.derivative + quotient * b.derivative",
+        "a.derivative - zero_wins(b.derivative, quotient)",
+        "a.derivative + zero_wins(b.derivative, quotient)",
         "tests/test_autograd.py::test_double_backward",
         ("csrc/cpu/curvature.cpp",),
+    ),
+    Mutation(
+        "derivative of a product NaN at the infinities",
+        "csrc/core/dual.h",
+        "zero_wins(a.derivative, b.value) + zero_wins(b.derivative, a.value)",
+        "a.derivative * b.value + b.derivative * a.value",
+        "tests/test_specials.py -k second",
+        ("csrc/cpu/curvature.cpp",),
+    ),
+    Mutation(
+        "gelu's short slope off where it is 0",
+        "csrc/core/coefficients.h",
+        "-0x1.58b958p-7f",
+        "-0x1.58c958p-7f",
+        "tests/test_every_half.py -k gelu",
+        KERNELS,
     ),
     Mutation(
         "scale 1 / (1 - p) instead of 65536 / T",

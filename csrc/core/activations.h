@@ -47,7 +47,7 @@ struct ReluSquared : NoParameters {  // relu(x)^2, "Primer", arXiv:2109.08668
   static constexpr const char* name = "relu_squared";
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
-    const T r = select(x < T(0), T(0), x);
+    const T r = consistent(Relu{}(x), x).value;
     return {r * r, r + r};
   }
 };

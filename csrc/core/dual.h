@@ -1,9 +1,14 @@
 // Dual numbers: a value and its derivative along one direction. Layer: core.
 // Any formula evaluated on them yields its derivative from the same text; this is where the
 // second derivatives come from. The functions of math.h have their rules in math.h.
+//
+// Note [A derivative of 0 wins]
+// A derivative that is exactly 0 stays 0, whatever it is multiplied with: every rule below
+// multiplies by zero_wins. A plain product is NaN at the infinities. Example: celu's x * c, with a
+// constant c, has the derivative 1 * c + x * 0, and at -inf this is NaN.
 #pragma once
 
-#include "core/number.h"
+#include "core/jet.h"
 
 namespace actreg {
 
@@ -24,11 +29,11 @@ struct Dual {
     return {a.value - b.value, a.derivative - b.derivative};
   }
   friend ACTREG_HD Dual operator*(Dual a, Dual b) {
-    return {a.value * b.value, a.derivative * b.value + a.value * b.derivative};
+    return {a.value * b.value, zero_wins(a.derivative, b.value) + zero_wins(b.derivative, a.value)};
   }
   friend ACTREG_HD Dual operator/(Dual a, Dual b) {
     const T quotient = a.value / b.value;
-    return {quotient, (a.derivative - quotient * b.derivative) / b.value};
+    return {quotient, (a.derivative - zero_wins(b.derivative, quotient)) / b.value};
   }
   ACTREG_HD Dual& operator+=(Dual other) { return *this = *this + other; }
 
@@ -43,18 +48,42 @@ template <class Condition, class T>
 ACTREG_HD Dual<T> select(Condition c, Dual<T> a, Dual<T> b) {
   return {select(c, a.value, b.value), select(c, a.derivative, b.derivative)};
 }
+// The chain rule: f(x) from f's value and slope at x.
+template <class T>
+ACTREG_HD Dual<T> chain(T value, T slope, Dual<T> x) {
+  return {value, zero_wins(slope, x.derivative)};
+}
+// The derivative at 0 is sign(0) = 0, as torch's.
 template <class T>
 ACTREG_HD Dual<T> abs(Dual<T> x) {
-  return select(x.value < T(0), -x, x);
+  const T slope = select(x.value < T(0), T(-1), select(x.value > T(0), T(1), T(0)));
+  return chain(abs(x.value), slope, x);
+}
+// The derivative at 0 is -1: mish, which needs it, takes its formulas for x > 0 there.
+template <class T>
+ACTREG_HD Dual<T> minus_abs(Dual<T> x) {
+  return chain(minus_abs(x.value), select(x.value < T(0), T(1), T(-1)), x);
 }
 template <class T>
 ACTREG_HD Dual<T> zero_wins(Dual<T> slope, Dual<T> dy) {
   return slope * dy;
 }
-// The sign is locally constant.
+// The signs are locally constant. A zero counts as positive.
 template <class T>
 ACTREG_HD Dual<T> copysign(Dual<T> magnitude, Dual<T> sign) {
-  return select(copysign(T(1), sign.value) < T(0), -abs(magnitude), abs(magnitude));
+  const T turned = select(magnitude.value < T(0), -magnitude.derivative, magnitude.derivative);
+  return {copysign(magnitude.value, sign.value), select(sign.value < T(0), -turned, turned)};
+}
+
+// At a kink the formulas of value and slope may take different sides. The value's derivative is the
+// slope there too, as in torch: `f` with that derivative, as a function of x.
+template <class T>
+ACTREG_HD Jet<Dual<T>> consistent(Jet<Dual<T>> f, Dual<T> x) {
+  return {chain(f.value.value, f.slope.value, x), f.slope};
+}
+template <class T>
+ACTREG_HD Jet<T> consistent(Jet<T> f, T) {
+  return f;
 }
 
 }  // namespace actreg

@@ -92,33 +92,33 @@ ACTREG_HD Jet<Coarse<T>> normal_cdf(Coarse<T> x) {
 template <class T>
 ACTREG_HD Dual<T> exp_of_negative(Dual<T> x) {
   const T e = exp_of_negative(x.value);
-  return {e, e * x.derivative};
+  return chain(e, e, x);
 }
 template <class T>
 ACTREG_HD Jet<Dual<T>> expm1_of_negative(Dual<T> x) {
   const Jet<T> m = expm1_of_negative(x.value);
-  return {{m.value, m.slope * x.derivative}, {m.slope, m.slope * x.derivative}};
+  return {chain(m.value, m.slope, x), chain(m.slope, m.slope, x)};
 }
 template <class T>
 ACTREG_HD Jet<Dual<T>> tanh(Dual<T> x) {
   const Jet<T> y = tanh(x.value);
-  return {{y.value, y.slope * x.derivative}, {y.slope, T(-2) * y.value * y.slope * x.derivative}};
+  return {chain(y.value, y.slope, x), chain(y.slope, T(-2) * y.value * y.slope, x)};
 }
 template <class T>
 ACTREG_HD Sigmoid<Dual<T>> sigmoid(Dual<T> x) {
   const Sigmoid<T> s = sigmoid(x.value);
-  const T d = s.slope * x.derivative;
-  return {{s.value, d}, {s.complement, -d}, {s.slope, (s.complement - s.value) * d}};
+  return {chain(s.value, s.slope, x), chain(s.complement, -s.slope, x),
+          chain(s.slope, (s.complement - s.value) * s.slope, x)};
 }
 template <class T>
 ACTREG_HD Jet<Dual<T>> softplus(Dual<T> x) {
   const Jet<T> s = softplus(x.value);
-  return {{s.value, s.slope * x.derivative}, {s.slope, s.slope * (T(1) - s.slope) * x.derivative}};
+  return {chain(s.value, s.slope, x), chain(s.slope, s.slope * (T(1) - s.slope), x)};
 }
 template <class T>
 ACTREG_HD Jet<Dual<T>> normal_cdf(Dual<T> x) {
   const Jet<T> s = normal_cdf(x.value);
-  return {{s.value, s.slope * x.derivative}, {s.slope, -x.value * s.slope * x.derivative}};
+  return {chain(s.value, s.slope, x), chain(s.slope, zero_wins(s.slope, -x.value), x)};
 }
 
 // x * tanh(softplus(x)); with e = exp(-|x|), tanh(softplus) is

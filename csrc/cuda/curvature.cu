@@ -1,8 +1,6 @@
-// Second derivatives: the operator on dual numbers, one element a thread. Layer: cuda.
+// Second derivatives: core/curvature.h, one element a thread. Layer: cuda.
 // Rare, so short rather than fast.
-#include "core/dual.h"
-#include "core/of_output.h"
-#include "core/operator.h"
+#include "core/curvature.h"
 #include "cuda/launch.cuh"
 
 namespace actreg {
@@ -13,19 +11,16 @@ template <class Act>
 __global__ void __launch_bounds__(kThreads)
     curvature_kernel(const Act act, const Task task, const int64_t n, const RandomState random,
                      const double* dpenalty, const bool dy_is_scalar) {
-  using Number = Dual<double>;
   const Dropout dropout = drawn(task.dropout, random);
   const PenaltySums<double> slopes = task.penalty.slopes(dpenalty);
-  const Slopes<Number, bool> c{Number(slopes.l1), Number(2 * slopes.l2), slopes.l2 != 0};
   const double *x = static_cast<const double*>(task.x), *dy = static_cast<const double*>(task.dy);
   const int64_t step = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += step) {
     const double gradient = dy ? dy[dy_is_scalar ? 0 : i] : 0;
     const uint32_t r = task.drops() ? random_bits(dropout, i) : 0;
     static_cast<double*>(task.out)[i] =
-        actreg::backward(act, Number(x[i], 1), Number(gradient), r < dropout.threshold,
-                         r < task.counted, Number(dropout.scale), c)
-            .derivative;
+        actreg::curvature(act, x[i], gradient, r < dropout.threshold, r < task.counted,
+                          dropout.scale, slopes.l1, 2 * slopes.l2);
   }
 }
 
