@@ -71,7 +71,8 @@ int64_t draw_seed() {
 void read_rng_state(Problem& problem, const OptionalTensor& rng_state) {
   if (!problem.drops()) return;
   check_rng_state(rng_state, at::kCPU);
-  const int64_t* state = rng_state->const_data_ptr<int64_t>();
+  const Tensor contiguous = rng_state->contiguous();
+  const int64_t* state = contiguous.const_data_ptr<int64_t>();
   problem.dropout.seed = static_cast<uint64_t>(state[0]);
   problem.dropout.offset = static_cast<uint64_t>(state[1]);
 }
@@ -202,7 +203,8 @@ Tensor backward_bits_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalt
   read_gradient(problem, dpenalty);
   Tensor dx = new_dense(sizes, strides_of(sizes, order), dtype);
   const Tensor gradient = in_order_of(dx, dy, order);
-  problem.bits = address_of(bits);
+  const OptionalTensor marks = contiguous(bits);
+  problem.bits = address_of(marks);
   problem.dy = gradient.const_data_ptr();
   problem.out = dx.mutable_data_ptr();
   for_each_chunk(dx.numel(), problem.draws_again(), [&](int64_t, int64_t begin, int64_t end) {

@@ -101,8 +101,9 @@ Results run_given(const Tensor& x, const OptionalTensor& rng_state, const Attrib
                   bool with_bits, const Tensor& into = Tensor()) {
   Problem problem = forward_problem(x, attributes);
   if (problem.drops()) check_rng_state(rng_state, x.device());
+  const OptionalTensor state = contiguous(rng_state);
   return run_forward(
-      problem, x, attributes, with_bits, [&] { return given(problem, rng_state); }, into);
+      problem, x, attributes, with_bits, [&] { return given(problem, state); }, into);
 }
 std::pair<Results, Tensor> run_random(const Tensor& x, const Attributes& attributes,
                                       bool with_bits) {
@@ -175,12 +176,12 @@ Tensor run_backward(Kernel kernel, Problem problem, const OptionalTensor& dy,
                     const OptionalTensor& rng_state, at::IntArrayRef order) {
   if (problem.drops()) check_rng_state(rng_state, input.device());
   const c10::cuda::CUDAGuard guard(input.device());
+  const OptionalTensor state = contiguous(rng_state);
   const Tensor x = in_order(input, order);
   problem.x = x.const_data_ptr();
   return launch_backward(problem, dy, dpenalty, like(x, order), order,
                          [&](const cuda::Launch& grid, const void* slope, bool dy_is_scalar) {
-                           return kernel(problem, grid, given(problem, rng_state), slope,
-                                         dy_is_scalar);
+                           return kernel(problem, grid, given(problem, state), slope, dy_is_scalar);
                          });
 }
 
@@ -191,11 +192,12 @@ Tensor backward_bits_cuda(const OptionalTensor& dy, const OptionalTensor& dpenal
   BitsProblem made =
       bits_problem(dy, dpenalty, bits, rng_state, sizes, dtype, {ACTREG_ATTRIBUTE_NAMES});
   const c10::cuda::CUDAGuard guard(made.dx.device());
+  const OptionalTensor state = contiguous(rng_state), marks = contiguous(bits);
   cuda::RandomState random;
-  if (made.problem.draws_again()) random = given(made.problem, rng_state);
+  if (made.problem.draws_again()) random = given(made.problem, state);
   const Tensor dx =
       at::detail::empty_strided_cuda(sizes, strides_of(sizes, order), dtype, made.dx.device());
-  made.problem.bits = address_of(bits);
+  made.problem.bits = address_of(marks);
   return launch_backward(made.problem, dy, dpenalty, dx, order,
                          [&](const cuda::Launch& grid, const void* slope, bool dy_is_scalar) {
                            return cuda::backward_bits(made.problem, made.slopes, grid, random,

@@ -105,12 +105,47 @@ inline OptionalTensor primal(const OptionalTensor& tensor) {
   return tensor && torch::autograd::isFwGradDefined(*tensor) ? tensor->_fw_primal(0) : tensor;
 }
 inline Tensor tensor_or_none(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
-// What a hook on saved tensors gave back: values, of any strides.
-inline OptionalTensor contiguous(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor.contiguous()) : std::nullopt;
-}
 inline Tensor plus(const Tensor& a, const Tensor& b) {
   return !a.defined() ? b : !b.defined() ? a : a + b;
+}
+
+// Of x, where x is not kept.
+struct Shape {
+  std::vector<c10::SymInt> sizes;
+  at::ScalarType dtype;
+
+  explicit Shape(const Tensor& x) : Shape(x.sym_sizes(), x.scalar_type()) {}
+  Shape(c10::SymIntArrayRef sizes, at::ScalarType dtype) : sizes(sizes.vec()), dtype(dtype) {}
+
+  void collect(CompiledNodeArgs& args) const {
+    args.collect(sizes);
+    args.collect(dtype);
+  }
+  template <class F>
+  variable_list swapped(SwapSavedVariables& swap, F apply) {
+    for (c10::SymInt& size : sizes) swap.before(size);
+    variable_list result = apply();
+    for (c10::SymInt& size : sizes) swap.after(size);
+    return result;
+  }
+};
+
+inline Tensor call_bits(const OptionalTensor& dy, const OptionalTensor& dpenalty,
+                        const OptionalTensor& bits, const OptionalTensor& rng_state,
+                        const OptionalTensor& anchor, const Shape& shape, const Attributes& a) {
+  return backward_bits_operator().call(dy, dpenalty, bits, rng_state, anchor, shape.sizes,
+                                       shape.dtype, a.activation, a.parameters, a.p, a.on_output,
+                                       a.coefficients, a.reduction, a.order);
+}
+
+// v as a tensor of that shape. Compiled autograd traces a node with a placeholder of no shape in
+// the place of v, and multiplying by the placeholder fails. The gradient of the identity is v, and
+// its operator takes the shape from the arguments.
+inline Tensor shaped(const Tensor& v, const Shape& shape) {
+  static constexpr double kOff[] = {0, 0};
+  if (!v.defined()) return v;
+  return call_bits(v, std::nullopt, std::nullopt, std::nullopt, std::nullopt, shape,
+                   {"identity", {}, 0, false, kOff, "sum", {}});
 }
 
 // d(penalty)/dx in the direction v: sum of v * backward(dpenalty = 1), for each raw sum if there
@@ -184,12 +219,12 @@ struct ActRegBackward final : public ActRegNode<2> {  // saved: x (or the output
       return {Tensor()};
     }
     return {call(backward_operator(), optional(dy), optional(dpenalty), unpack(0),
-                 contiguous(unpack(1)), attributes.view(), keeps_output)};
+                 optional(unpack(1)), attributes.view(), keeps_output)};
   }
 };
 
 struct ActRegBackwardBackward final : public ActRegNode<4> {  // saved: dy, dpenalty, x, rng_state
-  bool x_is_output;
+  bool x_is_output, is_compiled = false;
 
   ActRegBackwardBackward(edge_list&& edges, const Attributes& a, bool x_is_output,
                          const std::array<Tensor, 4>& tensors)
@@ -199,14 +234,20 @@ struct ActRegBackwardBackward final : public ActRegNode<4> {  // saved: dy, dpen
     ActRegNode::compiled_args(args);
     args.collect(x_is_output);
   }
+  variable_list apply_with_saved(const variable_list& inputs, SwapSavedVariables& swap) override {
+    is_compiled = true;
+    variable_list result = ActRegNode::apply_with_saved(inputs, swap);
+    is_compiled = false;
+    return result;
+  }
 
   variable_list apply(variable_list&& gradients) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const Tensor& v = gradients[0];
-    if (!v.defined()) return {Tensor(), Tensor(), Tensor()};
+    if (!gradients[0].defined()) return {Tensor(), Tensor(), Tensor()};
     const auto dy = optional(saved[0].unpack()), dpenalty = optional(saved[1].unpack());
     const Tensor x = saved[2].unpack();
-    const auto rng_state = contiguous(saved[3].unpack());
+    const Tensor v = is_compiled ? shaped(gradients[0], Shape(x)) : gradients[0];
+    const auto rng_state = optional(saved[3].unpack());
     const Attributes a = attributes.view();
     variable_list result(3);
     if (dy && task_should_compute_output(0)) {

@@ -7,35 +7,6 @@
 
 namespace actreg {
 
-// Of x, which is not kept.
-struct Shape {
-  std::vector<c10::SymInt> sizes;
-  at::ScalarType dtype;
-
-  explicit Shape(const Tensor& x) : Shape(x.sym_sizes(), x.scalar_type()) {}
-  Shape(c10::SymIntArrayRef sizes, at::ScalarType dtype) : sizes(sizes.vec()), dtype(dtype) {}
-
-  void collect(CompiledNodeArgs& args) const {
-    args.collect(sizes);
-    args.collect(dtype);
-  }
-  template <class F>
-  variable_list swapped(SwapSavedVariables& swap, F apply) {
-    for (c10::SymInt& size : sizes) swap.before(size);
-    variable_list result = apply();
-    for (c10::SymInt& size : sizes) swap.after(size);
-    return result;
-  }
-};
-
-inline Tensor call_bits(const OptionalTensor& dy, const OptionalTensor& dpenalty,
-                        const OptionalTensor& bits, const OptionalTensor& rng_state,
-                        const OptionalTensor& anchor, const Shape& shape, const Attributes& a) {
-  return backward_bits_operator().call(dy, dpenalty, bits, rng_state, anchor, shape.sizes,
-                                       shape.dtype, a.activation, a.parameters, a.p, a.on_output,
-                                       a.coefficients, a.reduction, a.order);
-}
-
 // penalty_direction with bits: the sum of v * backward_bits(dpenalty = 1).
 inline Tensor penalty_direction(const Tensor& v, const OptionalTensor& bits,
                                 const OptionalTensor& rng_state, Shape shape, const Attributes& a) {
@@ -51,8 +22,8 @@ struct BitsNode : public ActRegNode<2> {  // saved: bits, rng_state; each undefi
   BitsNode(edge_list&& edges, const Attributes& a, const Two& tensors, Shape shape)
       : ActRegNode(std::move(edges), a, tensors), shape(std::move(shape)) {}
 
-  OptionalTensor bits() { return contiguous(saved[0].unpack()); }
-  OptionalTensor rng_state() { return contiguous(saved[1].unpack()); }
+  OptionalTensor bits() { return optional(saved[0].unpack()); }
+  OptionalTensor rng_state() { return optional(saved[1].unpack()); }
 
   void compiled_args(CompiledNodeArgs& args) const override {
     ActRegNode::compiled_args(args);
@@ -84,6 +55,9 @@ struct ActRegBitsBackwardBackward final : public BitsNode {  // of dy, dpenalty 
   using BitsNode::BitsNode;
   std::string name() const override { return "ActRegBitsBackwardBackward"; }
 
+  variable_list apply_with_saved(const variable_list& inputs, SwapSavedVariables& swap) override {
+    return BitsNode::apply_with_saved({shaped(inputs[0], shape)}, swap);
+  }
   variable_list apply(variable_list&& gradients) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const Tensor& v = gradients[0];

@@ -115,11 +115,10 @@ Problem forward_problem(const Tensor& x, const Attributes& attributes) {
 void check_rng_state(const OptionalTensor& rng_state, at::Device device) {
   TORCH_CHECK_VALUE(rng_state.has_value() && rng_state->defined(),
                     "actreg: dropout needs rng_state, an int64 tensor {seed, offset}");
-  TORCH_CHECK_VALUE(rng_state->scalar_type() == at::kLong && rng_state->dim() == 1 &&
-                        rng_state->sym_size(0) == 2 && rng_state->is_contiguous(),
-                    "actreg: rng_state is a contiguous int64 tensor {seed, offset} of shape [2], "
-                    "but got ",
-                    rng_state->scalar_type(), " of shape ", rng_state->sym_sizes());
+  TORCH_CHECK_VALUE(
+      rng_state->scalar_type() == at::kLong && rng_state->dim() == 1 && rng_state->sym_size(0) == 2,
+      "actreg: rng_state is an int64 tensor {seed, offset} of shape [2], but got ",
+      rng_state->scalar_type(), " of shape ", rng_state->sym_sizes());
   TORCH_CHECK_VALUE(rng_state->device() == device, "actreg: rng_state is on ", rng_state->device(),
                     " and input on ", device);
 }
@@ -179,9 +178,9 @@ BitsProblem bits_problem(const OptionalTensor& dy, const OptionalTensor& dpenalt
   TORCH_CHECK_VALUE(has_bits || state.kept == Kept::kNothing, "actreg: there are no bits");
   if (has_bits) {
     const int64_t bytes = bytes_of_bits(c10::multiply_integers(sizes));
-    TORCH_CHECK_VALUE(bits->scalar_type() == at::kByte && bits->dim() == 1 &&
-                          bits->is_contiguous() && bits->device() == device,
-                      "actreg: bits are a contiguous uint8 tensor on ", device);
+    TORCH_CHECK_VALUE(
+        bits->scalar_type() == at::kByte && bits->dim() == 1 && bits->device() == device,
+        "actreg: bits are a uint8 tensor of one dimension on ", device);
     TORCH_CHECK_VALUE(bits->numel() == bytes, "actreg: bits of shape ", sizes, " have shape [",
                       bytes, "], but got ", bits->sizes());
   }

@@ -114,10 +114,13 @@ BitsProblem bits_problem(const OptionalTensor& dy, const OptionalTensor& dpenalt
                          const OptionalTensor& bits, const OptionalTensor& rng_state,
                          at::IntArrayRef sizes, at::ScalarType dtype, const Attributes& attributes);
 
-// For a Task that only reads them; null where there are none.
+// What was kept for backward may come back with other strides; an undefined tensor is none.
+inline OptionalTensor contiguous(const OptionalTensor& tensor) {
+  return tensor && tensor->defined() ? OptionalTensor(tensor->contiguous()) : std::nullopt;
+}
+// For a Task that only reads the contiguous bits; null where there are none.
 inline uint8_t* address_of(const OptionalTensor& bits) {
-  if (!bits || !bits->defined()) return nullptr;
-  return const_cast<uint8_t*>(bits->const_data_ptr<uint8_t>());
+  return bits ? const_cast<uint8_t*>(bits->const_data_ptr<uint8_t>()) : nullptr;
 }
 
 // x itself if kernels can write where they read, nothing if not. Throws if x overlaps itself.
