@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -20,7 +22,10 @@ emulation = torch.ops.actreg_emulation
 
 
 def configure(multiprocessors: int = 2, order: int = 2) -> list[int]:
-    """Change how the device runs; the launches, the memsets and the allocations so far."""
+    """Change how the device runs.
+
+    Returns the launches, the memsets and the allocations so far, and the temporaries in use.
+    """
     return emulation.configure(multiprocessors, order)
 
 
@@ -28,6 +33,7 @@ def configure(multiprocessors: int = 2, order: int = 2) -> list[int]:
 def device_as_it_was() -> Iterator[None]:
     yield
     configure()
+    emulation.use_stream(1)
 
 
 @pytest.mark.parametrize("n", LENGTHS)
@@ -129,6 +135,49 @@ def test_a_capture_has_a_workspace_of_its_own_until_its_graph_is_gone() -> None:
         if len(made) == 2:
             emulation.destroy_graphs()
     assert made[0] <= 1 and made[1:] == [1, 0]
+    emulation.destroy_graphs()
+
+
+FIRST_CALL = """
+import torch
+from actreg_ext.functional import act_reg
+
+x = torch.full((9000,), 2.0, requires_grad=True)
+torch.ops.actreg_emulation.begin_capture()
+y, penalty = act_reg(x, "relu", l1=1.0, p=0.5)
+(dx,) = torch.autograd.grad((y, penalty), x, (torch.ones_like(x), torch.ones(())))
+torch.ops.actreg_emulation.end_capture()
+assert penalty == 2 and torch.equal(y, 4.0 * (y != 0)) and 0 < (y != 0).sum() < 9000
+torch.testing.assert_close(dx, 2.0 * (y != 0) + 1 / 9000)
+"""
+
+
+def test_the_first_call_of_a_process_is_captured() -> None:
+    done = subprocess.run([sys.executable, "-c", FIRST_CALL], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_streams_that_come_and_go() -> None:
+    """Only the first 256 streams keep memory, and all penalties are right."""
+    x = torch.randn(300)
+    expected = act_reg(x, "relu", l1=1.0).penalty
+    before = configure()
+    for stream in range(2, 602):
+        emulation.use_stream(stream)
+        assert torch.equal(act_reg(x, "relu", l1=1.0).penalty, expected)
+    after = configure()
+    assert after[2] - before[2] <= 256 and after[3] <= 1
+    launches, memsets, *_ = (b - a for a, b in zip(before, after, strict=True))
+    assert launches == 600 and memsets >= 600 - 256  # a temporary one is zeroed at each call
+    emulation.use_stream(1)  # which was there before, and has its own
+    before = configure()
+    act_reg(x, "relu")
+    assert configure() == [before[0] + 1, *before[1:]]
+    emulation.begin_capture()
+    forward_random(x)
+    emulation.end_capture()
+    after = configure()
+    assert after[0] == before[0] + 2 and after[3] == before[3]
     emulation.destroy_graphs()
 
 

@@ -442,4 +442,22 @@ MUTATIONS = [
         ("tests/emulation/torch_cuda.cpp",),
         emulated=True,
     ),
+    Mutation(
+        "CUDA: every stream keeps a workspace",
+        "csrc/torch/cuda_workspaces.cpp",
+        "constexpr int kStreams = 256",
+        "constexpr int kStreams = 1 << 30",
+        "tests/test_emulation.py -k streams",
+        ("tests/emulation/torch_cuda.cpp",),
+        emulated=True,
+    ),
+    Mutation(
+        "CUDA: a temporary workspace is not zeroed",
+        "csrc/torch/cuda_workspaces.cpp",
+        "sizeof workspace->finished, stream));\n  return workspace;",
+        "0, stream));\n  return workspace;",
+        "tests/test_emulation.py -k streams",
+        ("tests/emulation/torch_cuda.cpp",),
+        emulated=True,
+    ),
 ]

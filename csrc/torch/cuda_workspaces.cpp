@@ -7,6 +7,14 @@
 // the graph is gone. A workspace is zeroed once, and every launch leaves it zeroed: nothing but the
 // kernel is launched. It is no memory of PyTorch's allocator, which might take it from the pool of
 // a graph that is being prepared.
+//
+// A graph may be instantiated several times. All instances share the workspace, as they share the
+// graph's tensors, so two instances must not run at the same time. The last one gives back.
+//
+// CUDA does not tell when a stream is destroyed, nor when the last launch on it has ended. So a
+// stream's workspace is never taken from it, and only the first kStreams streams of a device have
+// one. On any later stream each call takes memory from PyTorch's allocator, which is made for
+// memory of one stream, and zeroes the counter in it: one more launch, and no memory that stays.
 #include "torch/cuda_workspaces.h"
 
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -23,6 +31,10 @@
 namespace actreg {
 namespace {
 
+// A device has at most 129 streams of PyTorch's own: 32 in the pool of each of 4 priorities, and
+// the default one. 256 workspaces take 16 MB.
+constexpr int kStreams = 256;
+
 struct Key {
   c10::DeviceIndex device;
   unsigned long long stream, capture;  // by their ids; of no capture: 0
@@ -37,6 +49,7 @@ struct Workspaces {
   std::mutex mutex;
   std::map<Key, cuda::Workspace*> taken;
   std::map<c10::DeviceIndex, std::vector<cuda::Workspace*>> spare;
+  std::map<c10::DeviceIndex, int> streams;  // that have one
 
   cuda::Workspace* find(const Key& key) {
     const std::lock_guard<std::mutex> lock(mutex);
@@ -49,7 +62,12 @@ struct Workspaces {
     if (workspaces.empty()) return nullptr;
     taken[key] = workspaces.back();
     workspaces.pop_back();
+    if (!key.capture) ++streams[key.device];
     return taken[key];
+  }
+  bool has_place(const Key& key) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return key.capture || streams[key.device] < kStreams;
   }
   void add_spare(const Key& key, cuda::Workspace* workspace) {
     const std::lock_guard<std::mutex> lock(mutex);
@@ -92,6 +110,23 @@ cuda::Workspace* zeroed_workspace(bool is_capturing) {
   return workspace.release();
 }
 
+struct Delete {
+  void operator()(void* memory) const { c10::cuda::CUDACachingAllocator::raw_delete(memory); }
+};
+
+// For the calling thread's next launch. The thread keeps the memory until it comes here again: by
+// then the launch is on the stream, and the allocator orders the next use of the memory after it,
+// as for any tensor.
+cuda::Workspace* temporary_workspace(cudaStream_t stream) {
+  thread_local std::unique_ptr<void, Delete> memory;
+  memory.reset();
+  memory.reset(
+      c10::cuda::CUDACachingAllocator::raw_alloc_with_stream(sizeof(cuda::Workspace), stream));
+  auto* workspace = static_cast<cuda::Workspace*>(memory.get());
+  C10_CUDA_CHECK(cudaMemsetAsync(&workspace->finished, 0, sizeof workspace->finished, stream));
+  return workspace;
+}
+
 // Called by CUDA, on a thread that must not call it.
 void give_back(void* key_of_graph) {
   const std::unique_ptr<Key> key(static_cast<Key*>(key_of_graph));
@@ -122,15 +157,20 @@ cuda::Workspace* workspace_of(c10::DeviceIndex device, cudaStream_t stream) {
   if (!is_capturing) key.capture = 0;
 
   if (cuda::Workspace* found = all().find(key)) return found;
-  const std::lock_guard<std::mutex> lock(all().making);
-  if (cuda::Workspace* found = all().find(key)) return found;  // another thread was faster
-  cuda::Workspace* workspace = all().take_spare(key);
-  if (!workspace) {
-    all().add_spare(key, zeroed_workspace(is_capturing));
-    workspace = all().take_spare(key);
+  {
+    const std::lock_guard<std::mutex> lock(all().making);
+    if (cuda::Workspace* found = all().find(key)) return found;  // another thread was faster
+    if (all().has_place(key)) {
+      cuda::Workspace* workspace = all().take_spare(key);
+      if (!workspace) {
+        all().add_spare(key, zeroed_workspace(is_capturing));
+        workspace = all().take_spare(key);
+      }
+      if (is_capturing) give_back_with(graph, key);
+      return workspace;
+    }
   }
-  if (is_capturing) give_back_with(graph, key);
-  return workspace;
+  return temporary_workspace(stream);
 }
 
 }  // namespace actreg

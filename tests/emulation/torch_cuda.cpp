@@ -19,13 +19,15 @@ const cpu::Kernels& cpu_kernels() { return cpu::kDefault; }
 namespace {
 
 // For tests/test_emulation.py: changes how the device runs; returns {launches, memsets,
-// allocations} so far.
+// allocations} so far, and how many temporaries are in use.
 std::vector<int64_t> configure(int64_t multiprocessors, int64_t order) {
   auto& settings = emulation::settings;
   settings.multiprocessors = static_cast<int>(multiprocessors);
   settings.order = static_cast<unsigned>(order);
-  return {settings.launches, settings.memsets, settings.allocations};
+  return {settings.launches, settings.memsets, settings.allocations, settings.temporaries};
 }
+
+void use_stream(int64_t id) { emulation::settings.stream = static_cast<unsigned long long>(id); }
 
 void begin_capture() {
   static unsigned long long captures = 0;
@@ -42,6 +44,7 @@ void destroy_graphs() {
 
 TORCH_LIBRARY(actreg_emulation, m) {
   m.def("configure(int multiprocessors, int order) -> int[]", &configure);
+  m.def("use_stream(int id) -> ()", &use_stream);
   m.def("begin_capture() -> ()", &begin_capture);
   m.def("end_capture() -> ()", &end_capture);
   m.def("destroy_graphs() -> ()", &destroy_graphs);

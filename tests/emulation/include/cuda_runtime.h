@@ -40,7 +40,9 @@ struct Settings {
   int multiprocessors = 2, threads_per_multiprocessor = 512;
   unsigned order = 2;  // of threads and blocks: 0 ascending, 1 descending, else a seed of shuffles
   unsigned long long capture = 0;                   // the id of the one under way, 0 for none
+  unsigned long long stream = 1;                    // the id of the current one
   long launches = 0, memsets = 0, allocations = 0;  // counted
+  long temporaries = 0;                             // memory of PyTorch's allocator, in use
   std::vector<std::function<void()>> of_graph;      // called when the captured graph is gone
 };
 extern Settings settings;
@@ -148,7 +150,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaStreamGetId(cudaStream_t, unsigned long long* id) {
-  *id = 1;
+  *id = emulation::settings.stream;
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t*, unsigned) { return cudaSuccess; }

@@ -28,6 +28,14 @@ struct CUDAStreamCaptureModeGuard {
 
 namespace CUDACachingAllocator {
 inline void emptyCache() {}
+inline void* raw_alloc_with_stream(std::size_t bytes, cudaStream_t) {
+  ++emulation::settings.temporaries;
+  return std::memset(std::malloc(bytes), 0xFF, bytes);
+}
+inline void raw_delete(void* memory) {
+  --emulation::settings.temporaries;
+  std::free(memory);
+}
 }  // namespace CUDACachingAllocator
 
 }  // namespace cuda
