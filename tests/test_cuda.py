@@ -1,17 +1,13 @@
-"""What only a GPU can show: alignment, the generator, streams, graphs, memory, launches.
+"""What only a GPU can show: masks, the generator, devices, memory, launches.
 
-The table of the other files runs on "cuda" too, through their `device`; here is the rest.
+The table of the other files runs on "cuda" too, through their `device`; the rest is here, in
+test_cuda_graphs.py and in test_cuda_compile.py.
 """
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
-import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,37 +18,23 @@ from torch.utils.checkpoint import checkpoint
 
 from actreg_ext import doctor, ops, reference
 from actreg_ext.functional import act_reg
-from actreg_ext.nn import ActReg
-from tests import table
+from tests import gpu, table
+from tests.gpu import PENALTIES, generator, next_state
 
-if len(table.DEVICES) == 1:
-    pytest.skip("needs a GPU and a build with its kernels", allow_module_level=True)
-
+gpu.require()
 pytestmark = pytest.mark.cuda
-two_devices = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 # Around the sizes of vectors, warps, tiles (2048 elements of float64, 8192 of the others), and
 # from 4096 tiles on, where a part of the penalty is more than one of them.
 LENGTHS = [1, 2, 3, 7, 8, 9, 31, 33, 255, 257, 2047, 2048, 2049, 8191, 8192, 8193, 24577, 2**20 + 3]
 MANY_TILES = 2**25 + 8197
 OFFSETS = [0, 1, 3]
-PENALTIES = {"l1": 0.5, "l2": 0.25}
 SMALL = 2048  # bytes
 
 
 def at_offset(x: Tensor, offset: int) -> Tensor:
     """The same numbers on the GPU, so many elements behind an aligned address."""
     return x.new_empty(len(x) + offset, device="cuda")[offset:].copy_(x)
-
-
-def generator(device: int = 0) -> torch.Generator:
-    torch.cuda.init()
-    return torch.cuda.default_generators[device]
-
-
-def next_state() -> Tensor:
-    """The {seed, offset} that the next call has to draw."""
-    return torch.tensor([generator().initial_seed(), generator().get_offset()])
 
 
 # Masks, and the penalty's bits.
@@ -68,20 +50,6 @@ def test_masks_are_the_cpus_and_the_references(dtype: torch.dtype, n: int) -> No
         for offset in OFFSETS:
             output = act_reg(at_offset(ones, offset), "identity", **options).output
             assert torch.equal(output.cpu(), expected), (seed, offset)
-
-
-@pytest.mark.parametrize("n", [5, 4097, 2**16 + 5])
-@pytest.mark.parametrize("p", [0.0, 0.3])
-def test_alignment_does_not_matter(dtype: torch.dtype, n: int, p: float) -> None:
-    """Neither that of x nor that of dy."""
-    start, dy = torch.randn(2, n).to(dtype)
-    results = []
-    for x_offset, dy_offset in ((0, 0), (0, 1), (1, 0), (3, 3), (1, 3)):
-        x = at_offset(start, x_offset).requires_grad_()
-        result = act_reg(x, "gelu", **PENALTIES, p=p, seed=1)
-        results.append((*result, table.gradient(result, x, at_offset(dy, dy_offset))))
-    for others in results[1:]:
-        assert all(map(torch.equal, others, results[0]))
 
 
 def test_many_tiles(dtype: torch.dtype) -> None:
@@ -193,249 +161,10 @@ def test_checkpoint() -> None:
     assert all(map(torch.equal, *results))
 
 
-# Graphs and streams.
-
-
-def capture(
-    step: Callable[[], Any], stream: torch.cuda.Stream | None = None
-) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A graph of what `step` launches, and what each of its replays fills."""
-    torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):
-        for _ in range(2):
-            step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        results = step()
-    return graph, results
-
-
-def test_graph_draws_at_each_replay(dtype: torch.dtype) -> None:
-    """Two layers, forward and backward: what eager calls with these seeds and offsets give."""
-    x = torch.ones(5000, dtype=dtype, device="cuda", requires_grad=True)
-    dy = torch.ones_like(x)
-
-    def step() -> list[tuple[Tensor, ...]]:
-        layers = [act_reg(x, "identity", **PENALTIES, p=0.5) for _ in range(2)]
-        return [(*layer, *torch.autograd.grad(layer.output, x, dy)) for layer in layers]
-
-    graph, layers = capture(step)
-    masks = []
-    for _ in range(4):
-        with torch.no_grad():
-            x.uniform_(1, 2)  # so that only what is dropped is 0
-        state = next_state()
-        graph.replay()
-        for call, (output, penalty, dx) in enumerate(layers):
-            seed = state + torch.tensor([0, 4 * call])
-            expected = act_reg(x.detach(), "identity", **PENALTIES, p=0.5, seed=seed)
-            assert torch.equal(output, expected.output) and torch.equal(penalty, expected.penalty)
-            assert torch.equal(dx != 0, output != 0)
-            masks.append(output != 0)
-        assert torch.equal(next_state(), state + torch.tensor([0, 8]))
-    assert len(torch.stack(masks).unique(dim=0)) == 8
-
-
-def test_replays_beside_eager_calls_on_the_stream_of_the_capture() -> None:
-    """Both count finished blocks, each in a place of its own."""
-    x, z = torch.randn(2, 2**20, device="cuda")
-    expected = [act_reg(t, **PENALTIES, p=0.5).penalty.item() for t in (x, z)]
-    captured_on, other = torch.cuda.Stream(), torch.cuda.Stream()
-    graph, penalty = capture(lambda: act_reg(x, **PENALTIES, p=0.5).penalty, captured_on)
-    torch.cuda.synchronize()
-    replayed, eager = [], []
-    for _ in range(200):
-        with torch.cuda.stream(other):
-            graph.replay()
-            replayed.append(penalty.clone())
-        with torch.cuda.stream(captured_on):
-            eager.append(act_reg(z, **PENALTIES, p=0.5).penalty)
-    torch.cuda.synchronize()
-    assert [{p.item() for p in penalties} for penalties in (replayed, eager)] == [
-        {value} for value in expected
-    ]
-
-
-def test_graphs_beside_each_other() -> None:
-    """Of their penalties: PyTorch keeps one seed and offset for all graphs that are replayed."""
-    xs = torch.randn(2, 2**20, device="cuda")
-    expected = [act_reg(x, **PENALTIES, p=0.5).penalty.item() for x in xs]
-    graphs = [capture(lambda x=x: act_reg(x, **PENALTIES, p=0.5).penalty) for x in xs]
-    streams = [torch.cuda.Stream() for _ in xs]
-    torch.cuda.synchronize()
-    penalties: list[list[Tensor]] = [[], []]
-    for _ in range(200):
-        for (graph, penalty), stream, seen in zip(graphs, streams, penalties, strict=True):
-            with torch.cuda.stream(stream):
-                graph.replay()
-                seen.append(penalty.clone())
-    torch.cuda.synchronize()
-    assert [{p.item() for p in seen} for seen in penalties] == [{value} for value in expected]
-
-
-def test_graphs_that_come_and_go() -> None:
-    """What a graph leaves behind may serve the next one, while others are replayed."""
-    xs, expected = some_inputs()
-    kept = []
-    for turn in range(24):
-        x, right = xs[turn % len(xs)], expected[turn % len(xs)]
-        kept.append((*capture(lambda x=x: act_reg(x, **PENALTIES, p=0.5).penalty), right))
-        if turn % 3:
-            del kept[turn % len(kept)]
-        for graph, *_ in kept:
-            graph.replay()
-        assert all(torch.equal(penalty, right) for _, penalty, right in kept)
-
-
-def test_capture_without_warm_up() -> None:
-    x = torch.empty(2**20, device="cuda").uniform_(1, 2)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output, penalty = act_reg(x, "identity", **PENALTIES, p=0.5)
-    masks = []
-    for _ in range(3):
-        state = next_state()
-        graph.replay()
-        expected = act_reg(x, "identity", **PENALTIES, p=0.5, seed=state)
-        assert torch.equal(output, expected.output) and torch.equal(penalty, expected.penalty)
-        masks.append(output != 0)
-    assert len(torch.stack(masks).unique(dim=0)) == 3
-
-
-def test_graph_of_a_second_derivative(dtype: torch.dtype) -> None:
-    x = torch.randn(5000, device="cuda").to(dtype).requires_grad_()
-    dy, v = torch.randn(2, 5000, device="cuda").to(dtype)
-    seed = torch.tensor([3, 4], device="cuda")
-
-    def step() -> Tensor:
-        result = act_reg(x, "gelu", **PENALTIES, p=0.5, penalty_on="output", seed=seed)
-        gradients = (dy, torch.ones_like(result.penalty))
-        (dx,) = torch.autograd.grad(list(result), x, gradients, create_graph=True)
-        return torch.autograd.grad(dx, x, v)[0]
-
-    graph, second = capture(step)
-    for _ in range(3):
-        with torch.no_grad():
-            x.normal_()
-        graph.replay()
-        assert second.any() and torch.equal(second, step())
-
-
-def kinds_of_nodes(graph: torch.cuda.CUDAGraph) -> list[int]:
-    """What a graph consists of, asked of the driver: 0 is a kernel, 1 a copy, 2 a fill."""
-    driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_size_t()
-    handle = ctypes.c_void_p(graph.raw_cuda_graph())
-    assert driver.cuGraphGetNodes(handle, None, ctypes.byref(count)) == 0
-    nodes = (ctypes.c_void_p * count.value)()
-    assert driver.cuGraphGetNodes(handle, nodes, ctypes.byref(count)) == 0
-    kinds = []
-    for node in nodes:
-        kind = ctypes.c_int()
-        assert driver.cuGraphNodeGetType(ctypes.c_void_p(node), ctypes.byref(kind)) == 0
-        kinds.append(kind.value)
-    return kinds
-
-
-@pytest.mark.parametrize("p", [0.0, 0.3])
-def test_a_graph_has_one_node_for_each_launch(dtype: torch.dtype, p: float) -> None:
-    """Nothing is filled or copied at a replay."""
-    x = torch.randn(10000, device="cuda").to(dtype).requires_grad_()
-    gradients = [torch.ones_like(x), torch.ones((), device="cuda")]
-
-    def warm() -> Tensor:
-        """No graph of autograd outlives it: its nodes would wait for the default stream."""
-        result = act_reg(x, "gelu", **PENALTIES, p=p)
-        torch.autograd.grad(list(result), x, gradients)
-        return result.penalty.detach()
-
-    penalty = warm()
-    forward, both = (torch.cuda.CUDAGraph(keep_graph=True) for _ in range(2))
-    with torch.cuda.graph(forward):
-        first = act_reg(x, "gelu", **PENALTIES, p=p)
-    with torch.cuda.graph(both):
-        second = act_reg(x, "gelu", **PENALTIES, p=p)
-        torch.autograd.grad(list(second), x, gradients)
-    assert (kinds_of_nodes(forward), kinds_of_nodes(both)) == ([0], [0, 0])
-    for graph, result in ((forward, first), (both, second)):
-        graph.replay()
-        assert torch.equal(result.penalty, penalty)
-
-
-# PyTorch 2.11 keeps the graph of its own warming up, on another stream.
-@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")
-def test_make_graphed_callables() -> None:
-    example = torch.ones(5000, device="cuda", requires_grad=True)
-    layer = torch.cuda.make_graphed_callables(ActReg("identity", p=0.5), (example,))
-    masks = []
-    for _ in range(3):
-        x = torch.empty(5000, device="cuda").uniform_(1, 2).requires_grad_()
-        y = layer(x)
-        masks.append(y != 0)
-        (dx,) = torch.autograd.grad(y.sum(), x)
-        assert torch.equal(y, 2 * x * masks[-1]) and torch.equal(dx, 2.0 * masks[-1])
-    assert len(torch.stack(masks).unique(dim=0)) == 3
-
-
-def penalties_of_calls_at_once(
-    xs: list[Tensor], streams: list[torch.cuda.Stream], calls: int
-) -> list[Tensor]:
-    """Stacked, of each of xs; the launches go to the streams by turns."""
-    penalties: list[list[Tensor]] = [[] for _ in xs]
-    for call in range(calls):
-        for i, stream in enumerate(streams):
-            which = (call + i) % len(xs)
-            with torch.cuda.stream(stream):
-                penalties[which].append(act_reg(xs[which], **PENALTIES, p=0.5).penalty)
-    torch.cuda.synchronize()
-    return [torch.stack(each) for each in penalties]
-
-
-def some_inputs() -> tuple[list[Tensor], list[Tensor]]:
-    """Of sizes that take grids of various sizes; and their penalties."""
-    xs = [torch.randn(n, device="cuda") for n in (2**20, 2**20 + 1, 2**18 + 5, 4097)]
-    expected = [act_reg(x, **PENALTIES, p=0.5).penalty for x in xs]
-    torch.cuda.synchronize()
-    return xs, expected
-
-
-def test_many_streams() -> None:
-    xs, expected = some_inputs()
-    streams = [torch.cuda.Stream() for _ in range(4)]
-    for found, right in zip(penalties_of_calls_at_once(xs, streams, 100), expected, strict=True):
-        assert (found == right).all()
-
-
-@pytest.mark.parametrize("shares_stream", [True, False])
-def test_many_threads(shares_stream: bool) -> None:
-    xs, expected = some_inputs()
-    own = [torch.cuda.Stream() for _ in range(4)]
-    streams = [torch.cuda.current_stream()] * 4 if shares_stream else own
-    with ThreadPoolExecutor(4) as pool:
-        runs = pool.map(lambda stream: penalties_of_calls_at_once(xs, [stream], 100), streams)
-        for run in runs:
-            for found, right in zip(run, expected, strict=True):
-                assert (found == right).all()
-
-
-def test_streams_of_others() -> None:
-    """Once a stream is destroyed, its handle may be that of the next one."""
-    driver, x = ctypes.CDLL("libcuda.so.1"), torch.randn(2**20, device="cuda")
-    expected = act_reg(x, **PENALTIES, p=0.5).penalty
-    torch.cuda.synchronize()
-    for _ in range(5):
-        handle = ctypes.c_void_p()
-        assert driver.cuStreamCreate(ctypes.byref(handle), 1) == 0  # that waits for no other
-        with torch.cuda.stream(torch.cuda.ExternalStream(handle.value)):
-            penalties = [act_reg(x, **PENALTIES, p=0.5).penalty for _ in range(3)]
-        torch.cuda.synchronize()
-        assert all(torch.equal(penalty, expected) for penalty in penalties)
-        assert driver.cuStreamDestroy_v2(handle) == 0
-
-
 # Devices.
 
 
-@two_devices
+@gpu.two_needed
 def test_another_device_than_the_current_one(dtype: torch.dtype) -> None:
     here = torch.randn(5000, device="cuda:0").to(dtype).requires_grad_()
     there = here.detach().to("cuda:1").requires_grad_()
@@ -661,82 +390,6 @@ def test_nothing_waits_for_the_device(dtype: torch.dtype) -> None:
         torch.cuda.synchronize()
 
 
-# Compilers.
-
-MODES = ["default", "reduce-overhead", pytest.param("max-autotune", marks=pytest.mark.slow)]
-
-
-@pytest.mark.usefixtures("nothing_compiled_yet")
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("small", [torch.float32, torch.bfloat16], ids=table.describe)
-def test_compiled(mode: str, small: torch.dtype) -> None:
-    """Several times: modes with graphs warm up, capture, and only then replay."""
-
-    def step(x: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
-        first = act_reg(x, "gelu", **PENALTIES, p=0.3, seed=seed)
-        return *first, *act_reg(x, "tanh", **PENALTIES)
-
-    def results(function: Callable[..., Any]) -> list[Tensor]:
-        outputs = function(x, seed)
-        gradients = [torch.ones_like(t) for t in outputs]
-        dx = torch.autograd.grad(outputs, x, gradients)
-        return [t.detach().clone() for t in (*outputs, *dx)]
-
-    x = torch.randn(4, 2500, device="cuda").to(small).requires_grad_()
-    seed = torch.tensor([3, 4], device="cuda")
-    expected = results(step)
-    compiled = torch.compile(step, mode=mode, fullgraph=True)
-    for _ in range(4):
-        torch.compiler.cudagraph_mark_step_begin()
-        found = results(compiled)
-        assert torch.equal(found[0], expected[0]) and torch.equal(found[2], expected[2])
-        assert_close(found, expected)
-
-
-@pytest.mark.usefixtures("nothing_compiled_yet")
-@pytest.mark.parametrize("mode", MODES)
-def test_masks_of_compiled_steps(mode: str) -> None:
-    """Two layers, step after step: all masks differ, and backward has the mask of forward."""
-
-    @torch.compile(mode=mode, fullgraph=True)
-    def step(x: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = (act_reg(x, "identity", p=0.5).output for _ in range(2))
-        return first, second
-
-    x = torch.ones(1000, device="cuda", requires_grad=True)
-    masks = []
-    for _ in range(4):
-        torch.compiler.cudagraph_mark_step_begin()
-        outputs = step(x)
-        masks += [y != 0 for y in outputs]
-        (dx,) = torch.autograd.grad(outputs, x, [torch.ones_like(x), torch.full_like(x, 3)])
-        assert torch.equal(dx, 2.0 * masks[-2] + 6.0 * masks[-1])
-    assert len(torch.stack(masks).unique(dim=0)) == 8
-
-
-@pytest.mark.usefixtures("nothing_compiled_yet")
-@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
-@pytest.mark.parametrize("compiles", [False, True])
-@pytest.mark.parametrize("half", table.HALF_TYPES, ids=table.describe)
-def test_autocast(half: torch.dtype, compiles: bool) -> None:
-    """The output has the type of the layer before; penalty and weights' gradient are float32."""
-    linear = torch.nn.Linear(64, 96, device="cuda")
-    x, seed = torch.randn(32, 64, device="cuda"), torch.tensor([3, 4], device="cuda")
-
-    def step(x: Tensor) -> tuple[Tensor, Tensor]:
-        return tuple(act_reg(linear(x), "silu", **PENALTIES, p=0.3, seed=seed))
-
-    with torch.autocast("cuda", half):
-        output, penalty = (torch.compile(step, fullgraph=True) if compiles else step)(x)
-        h = linear(x).detach()
-    expected = act_reg(h, "silu", **PENALTIES, p=0.3, seed=seed)
-    assert output.dtype == half and penalty.dtype == torch.float32
-    assert torch.equal(output != 0, expected.output != 0)
-    assert_close((output, penalty), tuple(expected))
-    (gradient,) = torch.autograd.grad(output.float().sum() + penalty, linear.weight)
-    assert gradient.dtype == torch.float32 and gradient.isfinite().all()
-
-
 # What a process does first.
 
 
@@ -745,19 +398,6 @@ def test_the_doctor_names_the_gpu() -> None:
     assert torch.cuda.get_device_name(0) in found.value and not found.advice
 
 
-@pytest.mark.parametrize(
-    "test",
-    [
-        "test_capture_without_warm_up",
-        "test_in_a_memory_pool",
-        "test_while_the_cache_holds_all_memory",
-        "test_masks_of_compiled_steps[reduce-overhead]",
-    ],
-)
+@pytest.mark.parametrize("test", ["test_in_a_memory_pool", "test_while_the_cache_holds_all_memory"])
 def test_first_calls(test: str) -> None:
-    """Nothing is loaded or allocated before: the test has a process of its own."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command.append(f"{__file__}::{test}")
-    root = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout[-5000:] + done.stderr
+    gpu.passes_alone(f"{__file__}::{test}")
