@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,13 +105,18 @@ def rounded(value: Any) -> Any:
 
 
 def save(results: dict[str, Any], path: Path) -> None:
-    """One line for each group, so that a file is small and its differences can be read."""
+    """One line for each group, so that a file is small and its differences can be read.
+
+    The old file stays until the new one is complete.
+    """
     results = finished(results)
     head = {key: value for key, value in results.items() if key != "groups"}
     text = json.dumps(head, indent=1).removesuffix("\n}")
     groups = ",\n  ".join(json.dumps(group) for group in results["groups"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'{text},\n "groups": [\n  {groups}\n ]\n}}\n')
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_text(f'{text},\n "groups": [\n  {groups}\n ]\n}}\n')
+    new.replace(path)
 
 
 def load(path: Path) -> dict[str, Any]:

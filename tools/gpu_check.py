@@ -1,23 +1,27 @@
 """Build, test, sanitize and time the CUDA kernels on this machine's GPU: make gpu-check.
 
 Needs no network: the running Python has PyTorch, pytest and ninja, and CUDA's toolkit is there.
-Every step runs, whatever became of those before it, and the results are one file of JSON. Exits
-with 1 if a step failed. `smoke` is the program that compute-sanitizer looks at.
+All ends before --minutes are over: each step has a share of what is left, and what hangs is
+killed. Where calls are limited to ten minutes, make two, in this order:
+
+    --steps build tests sanitizers
+    --steps build timing
+
+The results are one JSON file, saved after every part. Whole logs, one for each step, lie beside
+--output, or in build/. Exits with 1 if a part failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import re
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -25,14 +29,22 @@ import torch
 SELF = Path(__file__).resolve()
 ROOT = SELF.parents[1]
 sys.path.insert(0, str(ROOT))
-# What they import need not be built yet: `smoke` and `once` import the rest when they run.
+# What they import need not be built yet.
+from gpu_jobs import Job, excerpt, run_all, start, stop  # noqa: E402
 from gpu_report import held_to_budgets, ratios, table  # noqa: E402
 
 from benchmarks import machine, results  # noqa: E402
 
-TIMING = [sys.executable, "-m", "benchmarks"]
 STEPS = ["build", "tests", "sanitizers", "timing"]
-SANITIZERS = ["memcheck", "racecheck", "synccheck"]
+SANITIZERS = ["memcheck", "racecheck", "synccheck", "initcheck"]
+PROGRAMS = [sys.executable, str(SELF.with_name("gpu_programs.py"))]
+# The numbers first; then what may take all memory, alone; what starts compilers comes last.
+SWEEP = "every_value"  # its slow tests have their time here, most of a minute on an H100
+NUMBERS = f"forward backward {SWEEP} specials penalty kept layouts dropout alignment".split()
+ALONE = ["cuda", "cuda_graphs"]
+LAST = "in_place autograd checkpoint compile cuda_compile".split()
+RESERVE = 10.0  # seconds for the report
+SHOWN = 2000  # characters of a failed part's output, on the screen
 COUNTERS = [
     "gpu__time_duration.sum",
     "dram__throughput.avg.pct_of_peak_sustained_elapsed",
@@ -42,150 +54,156 @@ COUNTERS = [
 ]
 
 
-def start(command: list[str], log: Any, **changes: str) -> subprocess.Popen[bytes]:
-    """Start a program in a group of its own, to be ended with all that it starts."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **changes}
-    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log}
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        **streams,
-    )
-
-
-def interrupt(process: subprocess.Popen[bytes]) -> None:
-    """As by Ctrl-C, whereupon pytest shows what has failed so far."""
-    process.send_signal(signal.SIGINT)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(10)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def default_path(here: dict[str, Any]) -> Path:
-    """In results/ for what a GPU has made; a rehearsal is none."""
+def default_path(here: dict[str, Any], steps: list[str]) -> Path:
+    """In results/ only the timings of a GPU: a rehearsal is none."""
     slug = re.sub(r"\W+", "-", here["name"].lower()).strip("-")
     if here["device"] == "cpu":
         return ROOT / "build" / "gpu-check-rehearsal.json"
-    return ROOT / "results" / f"gpu-{slug}.json"
+    return ROOT / ("results" if "timing" in steps else "build") / f"gpu-{slug}.json"
+
+
+def phases() -> list[list[str]]:
+    """The names of the test files that need a device, in the order in which they run."""
+    found = []
+    for path in sorted((ROOT / "tests").glob("test_*.py")):
+        if re.search(r"\bdevice: str\b|\bdefault_device\b|mark\.cuda\b", path.read_text()):
+            found.append(path.stem.removeprefix("test_"))
+    special = {*NUMBERS, *ALONE, *LAST}
+    others = [name for name in found if name not in special]
+    return [[n for n in phase if n in found] for phase in (NUMBERS, ALONE, others + LAST)]
 
 
 class Check:
     """The steps, and what came of them."""
 
-    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self.options = options
-        self.deadline: float = time.monotonic() + 60 * options.minutes
+    def __init__(self, options: argparse.Namespace, steps: list[str]) -> None:
+        self.options, self.steps = options, steps
+        self.deadline = time.monotonic() + 60 * options.minutes - RESERVE
         here = machine.describe(options.device)
-        self.path: Path = options.output or default_path(here)
+        self.path: Path = options.output or default_path(here, steps)
+        self.logs: Path = options.output or ROOT / "build" / self.path.name
+        self.logs.parent.mkdir(parents=True, exist_ok=True)
         self.results = results.collect(here, " ".join(["python", *sys.argv]), "gpu", [], {})
         self.results["steps"] = []
-        self.timed, self.fill_log = folder / "timed.json", folder / "fill.log"
-        self.filling: subprocess.Popen[bytes] | None = None
+        self.step = ""
+        self.timed, self.fill_log = self.beside("timed.json"), self.beside("fill.log")
+        self.filling: Any = None
+
+    def beside(self, ending: str) -> Path:
+        return self.logs.with_name(f"{self.logs.stem}.{ending}")
 
     def left(self) -> float:
         return max(self.deadline - time.monotonic(), 1.0)
 
-    def write(self) -> None:
+    def note(self, name: str, outcome: str, seconds: float, output: str) -> None:
+        """Save what came of a part, print its end, and keep its whole log."""
+        found = {"step": name, "outcome": outcome, "seconds": round(seconds, 1)}
+        self.results["steps"].append({**found, "output": excerpt(output)})
         results.save(self.results, self.path)
-
-    def note(self, name: str, outcome: str, begun: float, output: str) -> None:
-        seconds = time.monotonic() - begun
-        step = {"step": name, "outcome": outcome, "seconds": round(seconds, 1)}
-        self.results["steps"].append({**step, "output": output[-6000:]})
+        with self.beside(f"{self.step}.log").open("a") as log:
+            log.write(f"==> {name}: {outcome}, {seconds:.1f} s\n{output}\n")
         lines = output.strip().splitlines() or [""]
         if outcome in ("failed", "timed out"):
-            print("\n".join(lines[-40:]))
-        print(f"{name:12} {outcome:10} {seconds:6.1f} s  {lines[-1][:120]}", flush=True)
-        self.write()
+            print(excerpt(output, SHOWN))
+        print(f"{name:18} {outcome:10} {seconds:6.1f} s  {lines[-1][:120]}", flush=True)
 
-    def run(self, name: str, command: list[str], seconds: float, **changes: str) -> None:
-        """One step, for at most so long."""
-        begun = time.monotonic()
-        with tempfile.TemporaryFile("w+") as log:
-            process = start(command, log, **changes)
-            try:
-                outcome = "ok" if process.wait(seconds) == 0 else "failed"
-            except subprocess.TimeoutExpired:
-                # For the timing no failure: what matters most was measured first.
-                outcome = "cut off" if name == "timing" else "timed out"
-                interrupt(process)
-            finally:
-                end(process)
-            log.seek(0)
-            self.note(name, outcome, begun, log.read())
+    def run(self, jobs: list[Job], seconds: float, at_once: int = 1) -> list[str]:
+        """The outcomes of jobs that together may take so long."""
+        outcomes: list[str] = []
+
+        def done(name: str, outcome: str, took: float, output: str) -> None:
+            outcomes.append(outcome)
+            self.note(name, outcome, took, output)
+
+        run_all(jobs, time.monotonic() + min(seconds, self.left()), at_once, done)
+        return outcomes
 
     def build(self) -> None:
-        major, minor = torch.cuda.get_device_capability()
-        switches = {"ACTREG_CUDA": "1", "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}"}
+        environment = {"MAX_JOBS": str(os.cpu_count())}
+        if self.options.device == "cuda":
+            major, minor = torch.cuda.get_device_capability()
+            environment |= {"ACTREG_CUDA": "1", "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}"}
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-        self.run("build", command, 0.6 * self.left(), MAX_JOBS=str(os.cpu_count()), **switches)
+        built = self.run([Job("build", command, environment)], 0.6 * self.left())
+        if built != ["ok"]:
+            raise SystemExit("nothing to test: the build did not end well")
+        # An error is reported where it happens, not at some later call.
+        smoke = [*PROGRAMS, "smoke", "--device", self.options.device]
+        self.run([Job("smoke", smoke, {"CUDA_LAUNCH_BLOCKING": "1"})], 0.25 * self.left())
+
+    def test(self, name: str) -> Job:
+        command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "--durations=10"]
+        command += ["-p", "gpu_pytest", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=60"]
+        selected = "cuda" if self.options.device == "cuda" else "not cuda"
+        selected, shows = (selected, ["-s"]) if name == SWEEP else (f"{selected} and not slow", [])
+        command += ["-m", selected, *shows, f"tests/test_{name}.py"]
+        environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        return Job(name, command, environment, may_be_cut_off=name == SWEEP)
 
     def tests(self) -> None:
-        # What only a GPU can show comes first, and the table if there is the time.
-        folder = ROOT / "tests"
-        alone = folder / "test_cuda.py"
-        command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "--tb=short"]
-        self.run("tests", [*command, str(alone)], 0.25 * self.left())
-        self.run("table", [*command, f"--ignore={alone}", str(folder)], 0.3 * self.left())
+        share = self.left() * (0.65 if "sanitizers" in self.steps else 1.0)
+        share *= 0.5 if "timing" in self.steps else 1.0
+        until = time.monotonic() + share
+        at_once = max(1, min(4, (os.cpu_count() or 1) // 2))
+        for names, share in zip(phases(), (0.6, 0.6, 1.0), strict=True):
+            names = [name for name in names if name in (self.options.tests or names)]
+            seconds = share * (until - time.monotonic())
+            self.run(list(map(self.test, names)), seconds, 1 if names == ALONE else at_once)
 
     def sanitizers(self) -> None:
         sanitizer = machine.cuda_program("compute-sanitizer")
-        smoke = [sys.executable, str(SELF), "smoke"]
-        for i, tool in enumerate(SANITIZERS):
-            if sanitizer is None:
-                self.note(tool, "skipped", time.monotonic(), "compute-sanitizer was not found")
-                continue
+        if sanitizer is None or self.options.device == "cpu":
+            self.note("sanitizers", "skipped", 0.0, "no compute-sanitizer was found, or no GPU")
+            return
+        jobs = []
+        for tool in SANITIZERS:
             command = [sanitizer, "--tool", tool, "--error-exitcode", "1"]
+            command += ["--print-limit", "20"]
             # Errors of calls are exceptions already, and PyTorch causes some on purpose.
             command += ["--report-api-errors", "no"] if tool == "memcheck" else []
-            share = 0.4 * self.left() / (len(SANITIZERS) - i)
             # Each tensor is an allocation of its own then, and what lies behind it nobody's.
-            self.run(tool, [*command, *smoke], share, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+            environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+            jobs.append(Job(tool, [*command, *PROGRAMS, "smoke"], environment))
+        share = 0.5 if "timing" in self.steps else 1.0
+        self.run(jobs, share * self.left(), len(jobs))
 
     def timing_command(self, *more: str) -> list[str]:
         options = self.options
-        command = [*TIMING, "--preset", "gpu", "--device", options.device, *more]
+        command = [sys.executable, "-m", "benchmarks", "--preset", "gpu"]
+        command += ["--device", options.device, *more]
         for name in ("sizes", "activations", "dtypes", "rounds"):
             if values := getattr(options, name):
-                command += [
-                    f"--{name}",
-                    *map(str, values if isinstance(values, list) else [values]),
-                ]
+                values = values if isinstance(values, list) else [values]
+                command += [f"--{name}", *map(str, values)]
         return command
 
     def start_filling(self) -> None:
-        """Compile the rivals beside the steps before the timing, which alone needs quiet."""
+        """Compile the rivals: they need memory, so not beside the tests, but no quiet."""
         with self.fill_log.open("w") as log:
-            self.filling = start(self.timing_command("--fill-only"), log)
+            self.filling = start(Job("fill", self.timing_command("--fill-only")), log)
 
     def timing(self) -> None:
         begun = time.monotonic()
         if self.filling is None:
             self.start_filling()
-        assert self.filling is not None
-        try:
-            self.filling.wait(0.25 * self.left())
-            outcome = "ok" if self.filling.returncode == 0 else "incomplete"
-        except subprocess.TimeoutExpired:
-            outcome = "cut off"
-        end(self.filling)
-        self.note("compilers", outcome, begun, self.fill_log.read_text())
+        deadline = begun + 0.25 * self.left()
+        while self.filling.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        outcome = {None: "cut off", 0: "ok"}.get(self.filling.poll(), "incomplete")
+        stop([self.filling])
+        self.note("compilers", outcome, time.monotonic() - begun, self.fill_log.read_text())
         limit = max(self.left() - (60 if self.options.ncu else 0), 1.0)
         seconds = max(limit - 25, 1.0)  # in the rest it begins, and ends by itself
         more = ("--no-fill", "--seconds", str(seconds), "--json", str(self.timed))
-        self.run("timing", self.timing_command(*more), limit)
-        if self.timed.exists():
-            steps = self.results["steps"]
-            self.results = {**results.load(self.timed), "steps": steps}
+        self.timed.unlink(missing_ok=True)
+        try:
+            self.run([Job("timing", self.timing_command(*more), may_be_cut_off=True)], limit)
+        finally:
+            if self.timed.exists():
+                self.results = {**results.load(self.timed), "steps": self.results["steps"]}
+                results.save(self.results, self.path)
+        self.timed.unlink(missing_ok=True)
+        self.fill_log.unlink(missing_ok=True)
         if self.options.ncu:
             self.profile()
 
@@ -194,80 +212,53 @@ class Check:
         floors = [r for r in ratios(results.rows(self.results)) if r["rival"] == "floor"]
         ncu = machine.cuda_program("ncu")
         if ncu is None or not floors:
-            self.note("ncu", "skipped", time.monotonic(), "no ncu was found, or nothing was timed")
+            self.note("ncu", "skipped", 0.0, "no ncu was found, or nothing was timed")
             return
         worst = max(floors, key=lambda row: row["ratio"])
         command = [ncu, "--kernel-name", f"{worst['direction']}_kernel", "--launch-skip", "1"]
         command += ["--launch-count", "1", "--clock-control", "none"]
-        command += ["--metrics", ",".join(COUNTERS), sys.executable, str(SELF), "once"]
+        command += ["--metrics", ",".join(COUNTERS), *PROGRAMS, "once"]
         command += [json.dumps({axis: worst[axis] for axis in self.results["groups"][0]["case"]})]
-        self.run("ncu", command, self.left())
+        self.run([Job("ncu", command)], self.left())
+
+    def all_steps(self) -> None:
+        for step in STEPS:
+            if step == "sanitizers" and "timing" in self.steps and "tests" in self.steps:
+                self.start_filling()
+            if step in self.steps:
+                self.step = step
+                self.beside(f"{step}.log").unlink(missing_ok=True)
+                getattr(self, step)()
 
     def report(self) -> int:
         self.results["budgets"] = held_to_budgets(results.rows(self.results))
-        self.write()
-        failed = [
-            s["step"] for s in self.results["steps"] if s["outcome"] in ("failed", "timed out")
-        ]
-        wrong = results.wrong(self.results)
-        print(f"\n{table(self.results['budgets'])}\n")
-        print(f"{len(self.results['left_out'])} cases were not measured in time")
-        print(
-            f"{len(wrong)} were not timed, as they failed or differ from float64",
-            *wrong[:20],
-            sep="\n",
-        )
+        results.save(self.results, self.path)
+        steps, wrong = self.results["steps"], results.wrong(self.results)
+        bad = ("failed", "timed out", "not run")
+        failed = [s["step"] for s in steps if s["outcome"] in bad]
+        if "timing" in self.steps:
+            print(f"\n{table(self.results['budgets'])}\n")
+            print(f"{len(self.results['left_out'])} cases were not measured in time")
+            what = "were not timed, as they failed or differ from float64"
+            print(f"{len(wrong)} {what}", *wrong[:20], sep="\n")
         print(f"results: {self.path}")
         print(f"failed: {', '.join(failed)}" if failed else "no step failed")
         return 1 if failed else 0
 
 
-def once(axes: dict[str, Any], device: str) -> int:
-    """Forward and backward of one case, for a profiler."""
-    from benchmarks import places
-    from benchmarks.cases import Case
-    from benchmarks.providers import PROVIDERS
-
-    case = Case(**axes)
-    xs, dy = places.inputs(case, device)
-    ours = places.subject(case, PROVIDERS["fused"], xs, dy)
-    for run in ours.runs("both"):
-        run()
-    return 0
-
-
-def smoke(device: str) -> int:
-    """Both kernels for every element, address and end, against float64: 192 launches of ours."""
-    from actreg_ext import reference
-    from actreg_ext.functional import act_reg
-    from benchmarks.correctness import relative_error, tolerance
-
-    def results(function: Any, x: torch.Tensor, name: str, p: float) -> tuple[torch.Tensor, ...]:
-        y, penalty = function(x.requires_grad_(), name, l1=0.5, l2=0.25, p=p, seed=1)
-        dy = torch.linspace(1, 2, len(x), dtype=torch.float64).to(x)
-        (dx,) = torch.autograd.grad((y, penalty), x, (dy, torch.ones_like(penalty)))
-        return tuple(t.detach().cpu() for t in (y, penalty, dx))
-
-    for name in ("relu", "gelu", "softplus"):
-        for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-            for p in (0.0, 0.3):
-                for offset, n in ((0, 8192), (0, 4101), (1, 4096), (3, 5)):
-                    x = torch.linspace(-4, 4, n, dtype=torch.float64).to(dtype)
-                    view = torch.empty(n + offset, dtype=dtype, device=device)[offset:].copy_(x)
-                    truth = results(reference.act_reg, x.double(), name, p)
-                    error = relative_error(results(act_reg, view, name, p), truth)
-                    assert error <= tolerance(dtype), (name, dtype, p, offset, n, error)
-    print("smoke: well")
-    return 0
+def end_by(number: int, _: FrameType | None) -> None:
+    """End as by an error: what was started is ended, and what was found is saved."""
+    raise SystemExit(f"ended by {signal.Signals(number).name}")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", nargs="?", default="check", choices=("check", "smoke", "once"))
-    parser.add_argument("case", nargs="?", help="of once")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything together")
     parser.add_argument("--output", type=Path, help="results/gpu-<device>.json")
     parser.add_argument("--steps", nargs="+", choices=STEPS, help="all of them, on a GPU")
+    parser.add_argument("--tests", nargs="+", metavar="NAME", help="only tests/test_NAME.py")
     parser.add_argument("--ncu", action="store_true", help="profile the slowest kernel as well")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu rehearses")
     for axis in ("sizes", "activations", "dtypes"):
@@ -275,24 +266,20 @@ def main() -> int:
     parser.add_argument("--rounds", type=int)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("PyTorch sees no GPU here; --device cpu rehearses the timing")
-    if options.command == "smoke":
-        return smoke(options.device)
-    if options.command == "once":
-        return once(json.loads(options.case), options.device)
-    steps = options.steps or (STEPS if options.device == "cuda" else ["timing"])
-    with tempfile.TemporaryDirectory() as folder:
-        check = Check(options, Path(folder))
-        try:
-            for step in STEPS:
-                if step in steps:
-                    getattr(check, step)()
-                if step == "build" and "timing" in steps:
-                    check.start_filling()
-            return check.report()
-        finally:
-            if check.filling is not None:
-                end(check.filling)
+        parser.error("PyTorch sees no GPU here; --device cpu rehearses")
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, end_by)
+    signal.alarm(int(60 * options.minutes) + 1)  # if this program itself hangs
+    check = Check(options, options.steps or (STEPS if options.device == "cuda" else ["timing"]))
+    was_ended = False
+    try:
+        check.all_steps()
+    except SystemExit as why:
+        print(why)
+        was_ended = True
+    finally:
+        stop([check.filling] if check.filling else [])
+    return check.report() or int(was_ended)
 
 
 if __name__ == "__main__":
