@@ -30,6 +30,7 @@ help:  ## list the targets and the variables
 	@echo '  TORCH_INDEX=https://download.pytorch.org/whl/cpu   on Linux: PyTorch without CUDA, much smaller'
 	@echo '  CUDA_TORCH=2.11.0   the PyTorch of cuda-torch, instead of $(CUDA_TORCH)'
 	@echo '  ARGS="-k dropout"   options for what runs: tests, demo, mutations, benchmark, ...'
+	@echo '  ARGS="--steps build timing"   for gpu-check: only these steps; --minutes limits them all'
 
 test: .venv/built  ## run the tests
 	$(RUN) -m pytest $(ARGS)

@@ -153,8 +153,10 @@ def recorded(step: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(torch.cuda.Stream()):
         graph.capture_begin(capture_error_mode="thread_local")
-        results = step()
-        graph.capture_end()
+        try:
+            results = step()
+        finally:
+            graph.capture_end()
     return graph, results
 
 

@@ -128,7 +128,7 @@ def test_a_file_stops_when_cuda_is_broken(tmp_path: Path) -> None:
 
 def test_numbers_come_first_and_compilers_last() -> None:
     numbers, alone, rest = gpu_check.phases()
-    assert numbers[:5] == ["forward", "backward", "every_value", "specials", "penalty"]
+    assert numbers[:5] == ["forward", "backward", "every_float", "every_half", "specials"]
     assert alone == ["cuda", "cuda_graphs"] and rest[-2:] == ["compile", "cuda_compile"]
     names = [*numbers, *alone, *rest]
     assert len(set(names)) == len(names) and {"module", "checkpoint", "layouts"} <= set(names)

@@ -20,6 +20,7 @@ import re
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,8 +40,10 @@ STEPS = ["build", "tests", "sanitizers", "timing"]
 SANITIZERS = ["memcheck", "racecheck", "synccheck", "initcheck"]
 PROGRAMS = [sys.executable, str(SELF.with_name("gpu_programs.py"))]
 # The numbers first; then what may take all memory, alone; what starts compilers comes last.
-SWEEP = "every_value"  # its slow tests have their time here, most of a minute on an H100
-NUMBERS = f"forward backward {SWEEP} specials penalty kept layouts dropout alignment".split()
+SWEEP = "every_float"  # its slow tests have their time here, most of a minute on an H100
+NUMBERS = (
+    f"forward backward {SWEEP} every_half specials penalty kept layouts dropout alignment".split()
+)
 ALONE = ["cuda", "cuda_graphs"]
 LAST = "in_place autograd checkpoint compile cuda_compile".split()
 RESERVE = 10.0  # seconds for the report
@@ -110,6 +113,9 @@ class Check:
     def run(self, jobs: list[Job], seconds: float, at_once: int = 1) -> list[str]:
         """The outcomes of jobs that together may take so long."""
         outcomes: list[str] = []
+        if at_once > 1:  # each with its share of the cores
+            threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+            jobs = [replace(job, environment=job.environment | threads) for job in jobs]
 
         def done(name: str, outcome: str, took: float, output: str) -> None:
             outcomes.append(outcome)
