@@ -19,7 +19,7 @@ SANITIZE := -std=c++17 -O1 -g1 -fsanitize=address,undefined -fno-sanitize=null \
 	-fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -Wno-psabi -Wno-unknown-pragmas \
 	-Itests/emulation/include -Icsrc
 
-.PHONY: help test demo build lint format sanitize emulate mutate ulp cuda cuda-torch gpu-check bench clean
+.PHONY: help test demo build lint format sanitize emulate mutate fuzz ulp cuda cuda-torch gpu-check bench clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets and the variables
@@ -70,6 +70,9 @@ gpu-check:  ## build, test, sanitize and time on a GPU, with the PyTorch that $(
 
 mutate: .venv/built  ## plant faults and see the tests catch them
 	$(RUN) tools/mutate.py $(ARGS)
+
+fuzz: .venv/built  ## run random programs, for as long as told (ARGS="--minutes 60 --seed 1")
+	$(RUN) tools/fuzz.py $(ARGS)
 
 ulp: .venv/built  ## try every float, and write the largest errors to docs/accuracy.md
 	$(RUN) -m tools.ulp $(ARGS)

@@ -1,0 +1,338 @@
+"""Strategies of hypothesis for random programs, one for each family.
+
+Every list begins with the simplest choice, which is what hypothesis shrinks to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import strategies as st
+
+import actreg_ext
+from tests.memory import KINDS, Layout
+from tests.programs import BEFORE, DTYPES, LAYERS, Call, Program
+from tests.steps import (
+    BATCHED,
+    FORWARD,
+    FUNCTORCH,
+    HESSIANS,
+    JACOBIANS,
+    Derivative,
+    Step,
+    Tracer,
+    Vmap,
+    Wrapper,
+)
+
+Draw = Callable[[Any], Any]
+Shape = tuple[int, ...]
+
+# Parameters that are not the defaults; every kink is a multiple of 1/4.
+PARAMETERS: dict[str, list[tuple[float, ...]]] = {
+    "leaky_relu": [(0.25,), (-0.5,), (1.0,), (0.0,)],
+    "elu": [(0.5,), (2.0,)],
+    "celu": [(0.5,), (2.0,)],
+    "softplus": [(0.5, 20.0), (2.0, 1.0), (1.0, 40.0)],
+    "hardtanh": [(0.5, 2.0), (-0.25, 0.75), (0.0, 1.0)],
+    "hardshrink": [(0.25,), (0.0,)],
+    "softshrink": [(0.25,), (0.0,)],
+    "threshold": [(0.25, -3.0), (-0.5, 0.0), (0.5, 0.5)],
+}
+NAMES = ["silu", *[name for name in actreg_ext.activations() if name != "silu"]]
+# Those whose second derivatives, or whose kept tensors, are unlike the others'.
+NAMES += ["relu", "relu", "tanh", "leaky_relu", "identity", "sigmoid"]
+LARGE = [(9000,), (3, 50, 61), (2, 3, 40, 41), (17, 1, 700), (20000,), (8, 4099)]
+SEEDS = [0, 1, 2**31, 2**32 + 5, 2**63 - 1, 2**63, 2**64 - 1, -1, -(2**63)]
+TENSOR_SEEDS = [(0, 0), (1, 2), (-1, 2**62), (2**62, -1), (5, 2**32)]
+
+
+@st.composite
+def calls(draw: Draw, form: str = "function") -> Call:
+    name = draw(st.sampled_from(NAMES))
+    choices: list[tuple[float, ...]] = PARAMETERS.get(name, [])
+    if name != "threshold":  # which has no defaults
+        choices = [(), *choices]
+    return Call(
+        activation=name,
+        parameters=draw(st.sampled_from(choices)),
+        l1=draw(st.sampled_from([0.0, 0.5, 0.3, 2.0])),
+        l2=draw(st.sampled_from([0.0, 0.25, 0.7])),
+        p=draw(st.sampled_from([0.0, 0.5, 0.5, 0.1, 0.9, 1.0, 1e-6])),
+        training=draw(st.sampled_from([True] * 9 + [False])),
+        penalty_on=draw(st.sampled_from(["activation", "output"])),
+        reduction=draw(st.sampled_from(["mean", "sum", "batch", "token"])),
+        seed=draw(st.sampled_from([0, None, *SEEDS, *TENSOR_SEEDS])),
+        form=form,
+    )
+
+
+@st.composite
+def shapes(draw: Draw, least: int = 0, most: int = 4, sizes: tuple[int, ...] = ()) -> Shape:
+    length = draw(st.integers(least, most))
+    sizes = sizes or (2, 3, 1, 4, 5, 7, 0)
+    return tuple(draw(st.sampled_from(sizes)) for _ in range(length))
+
+
+@st.composite
+def layouts(draw: Draw, shape: Shape, dtype: str) -> Layout:
+    order: Shape = ()
+    if len(shape) > 1 and draw(st.booleans()):
+        order = tuple(draw(st.permutations(range(len(shape)))))
+        if len(shape) > 3 and draw(st.booleans()):  # channels last
+            order = (0, *range(2, len(shape)), 1)
+    kinds = [kind for kind in KINDS if shape or kind not in ("sliced", "expanded")]
+    if dtype not in ("float32", "float64"):
+        kinds = [kind for kind in kinds if kind not in ("real", "imag of conj")]
+    return Layout(
+        kind=draw(st.sampled_from(["dense", "dense", *kinds])),
+        order=order,
+        dim=draw(st.integers(0, max(len(shape) - 1, 0))),
+        step=draw(st.integers(2, 3)),
+        skipped=draw(st.sampled_from([0, 0, 1, 3])),
+    )
+
+
+@st.composite
+def inputs(draw: Draw, call: Call, shape: Shape, **options: Any) -> Program:
+    """A program without steps."""
+    dtypes = ["float32", "float32", *DTYPES]
+    dtype = options.pop("dtype", None) or draw(st.sampled_from(dtypes))
+    layout = draw(layouts(shape, dtype))
+    # torch lays tangents out as x: elements that share memory would share tangents.
+    if any(step.name() in FORWARD for step in options.get("steps", ())):
+        if layout.kind in ("expanded", "overlapping"):
+            layout = replace(layout, kind="dense")
+    key = draw(st.integers(0, 7))
+    return Program(call=call, shape=shape, layout=layout, dtype=dtype, key=key, **options)
+
+
+def _before(draw: Draw, program: Program, under_vmap: bool = False) -> Program:
+    """Something between x and act_reg, that what there is of the input allows."""
+    choices = ["nothing", "nothing", "nothing", "expand"]
+    if program.example_shape:
+        choices += ["transpose", "slice"]
+    if not under_vmap:
+        choices += ["times 1"]
+    if program.call.form == "in place":
+        choices = ["times 1"]
+    before = draw(st.sampled_from(choices))
+    return replace(program, call=replace(program.call, before=before))
+
+
+@st.composite
+def layout_programs(draw: Draw) -> Program:
+    """Values, masks and strides, and the first gradient."""
+    form = draw(st.sampled_from(["function", "function", "in place"]))
+    call = draw(calls(form))
+    is_large = draw(st.integers(0, 19)) == 19
+    shape = draw(st.sampled_from(LARGE)) if is_large else draw(shapes(most=5))
+    program = _before(draw, draw(inputs(call, shape)))
+    steps: list[tuple[Step, ...]] = [(), (_autograd(draw, ("autograd.grad", "backward")),)]
+    steps += [(Wrapper("no_grad"),), (Wrapper("inference_mode"),)]
+    return replace(program, steps=draw(st.sampled_from(steps)))
+
+
+def _autograd(draw: Draw, kinds: tuple[str, ...]) -> Derivative:
+    return Derivative(
+        how=draw(st.sampled_from(kinds)),
+        key=draw(st.integers(0, 7)),
+        order=draw(st.sampled_from("CF0")),
+        create_graph=draw(st.booleans()),
+    )
+
+
+@st.composite
+def layer_programs(draw: Draw) -> Program:
+    """The module, between layers of other memory formats."""
+    before = draw(st.sampled_from(["nothing", "times 1", *LAYERS]))
+    call = draw(calls("module"))
+    is_image = before.startswith("conv")
+    shape = draw(shapes(3, 4) if is_image else shapes(1, 4))
+    if is_image:
+        shape = shape[:1] + tuple(size or 2 for size in shape[1:])
+        shape = shape if len(shape) == 4 else (2, *shape)
+    shape = shape[:-1] + (shape[-1] or 3,)
+    after = ["nothing", "linear", *(["conv", "pool"] if len(shape) == 4 and 0 not in shape else [])]
+    if before == "nothing" and len(shape) == 4 and min(shape[2:]) < 2:
+        after = after[:3]
+    dtype = draw(st.sampled_from(["float32", "float64"]))
+    call = replace(call, before=before, after=draw(st.sampled_from(after)), seed=None)
+    if is_image and min(shape[2:]) < 2 and call.after == "pool":
+        call = replace(call, after="nothing")
+    program = draw(inputs(call, shape, dtype=dtype))
+    if dtype == "float32" and before == "linear" and draw(st.booleans()):
+        return replace(program, steps=(_autograd(draw, ("backward",)), Wrapper("autocast")))
+    wrappers: list[tuple[Step, ...]] = [()]
+    if draw(st.booleans()):
+        derivative = _autograd(draw, ("autograd.grad", "backward", "is_grads_batched"))
+        wrappers = [(derivative,), (derivative, *_hooks(draw))]
+    return replace(program, steps=draw(st.sampled_from(wrappers)))
+
+
+def _hooks(draw: Draw) -> tuple[Step, ...]:
+    how = draw(st.sampled_from(["hooks", "hooks", "save_on_cpu"]))
+    packs = ("identity", "contiguous", "column-major", "spread", "numpy")
+    return (Wrapper(how, draw(st.sampled_from(packs)) if how == "hooks" else "identity"),)
+
+
+@st.composite
+def autograd_programs(draw: Draw) -> Program:
+    """torch.autograd and what it goes together with."""
+    form = draw(st.sampled_from(["function", "function", "function", "in place"]))
+    call = draw(calls(form))
+    second = draw(st.booleans())
+    matrices = ("autograd.functional.jacobian", "autograd.functional.hessian")
+    kinds = ("autograd.grad", "twice", "backward", "is_grads_batched", "dual numbers", *matrices)
+    first = _autograd(draw, kinds)
+    steps: list[Step] = [first]
+    if second and first.how != matrices[1]:
+        inner = ("autograd.grad", "twice", "is_grads_batched")
+        steps.append(replace(_autograd(draw, inner), create_graph=True))
+    is_plain = first.how in ("autograd.grad", "twice", "backward", "is_grads_batched")
+    if is_plain and draw(st.booleans()):
+        reentrant = first.how == "backward" and len(steps) == 1 and draw(st.booleans())
+        checkpoint = Wrapper("checkpoint, reentrant" if reentrant else "checkpoint")
+        steps += draw(st.sampled_from([_hooks(draw), (checkpoint,)]))
+    small = first.how in matrices or len(steps) > 1
+    shape = draw(shapes(most=3 if small else 4, sizes=(2, 3, 1) if small else ()))
+    program = _before(draw, draw(inputs(call, shape, steps=tuple(steps))))
+    if first.how in matrices and call.seed is None:
+        program = replace(program, call=replace(program.call, seed=1))
+    if second and call.seed is None and "is_grads_batched" in [s.name() for s in steps]:
+        program = replace(program, call=replace(program.call, seed=2))
+    return program
+
+
+@st.composite
+def functorch_programs(draw: Draw) -> Program:
+    """Any composition of the transformations of torch.func, of order two at most."""
+    steps, numbers = _functorch_steps(draw, draw(st.integers(1, 3)))
+    vmaps = [i for i, step in enumerate(steps) if isinstance(step, Vmap)]
+    sizes = (2, 3, 1, 4) if numbers else ()
+    shape = draw(shapes(least=len(vmaps), most=max(len(vmaps), 3 if numbers else 4), sizes=sizes))
+    if numbers and math.prod(shape) > 24:
+        shape = shape[: len(vmaps)] + shape[len(vmaps) : len(vmaps) + 1]
+    rest = list(shape)
+    for i in vmaps:  # the outermost takes its dimension first
+        dim = draw(st.integers(0, len(rest) - 1))
+        if rest[dim] == 0:  # torch has no example of no examples
+            shape = tuple(size or 2 for size in shape)
+            rest = [size or 2 for size in rest]
+        steps[i] = replace(steps[i], dim=dim, size=rest.pop(dim))
+    call = draw(calls("in place" if draw(st.integers(0, 9)) == 9 else "function"))
+    program = draw(inputs(call, shape, steps=tuple(steps)))
+    program = _before(draw, program, under_vmap=bool(vmaps))
+    return _seeded(draw, program, vmaps)
+
+
+def _functorch_steps(draw: Draw, length: int) -> tuple[list[Step], bool]:
+    """The steps, and whether the results have more elements than x."""
+    steps: list[Step] = []
+    order, numbers = 0, False
+    for _ in range(length):
+        if draw(st.booleans()):
+            chunk = draw(st.sampled_from([None, None, 1, 2]))
+            steps.append(Vmap(out_dim=draw(st.sampled_from([0, 0, -1])), chunk=chunk))
+            continue
+        kinds = [how for how in FUNCTORCH if order == 0 or how not in HESSIANS]
+        if length > 1:  # where the reference is wrong as well
+            kinds.remove("linearize")
+        if numbers:
+            kinds = [how for how in kinds if how in ("grad", "vjp", "jvp")]
+        if order == 2:
+            continue
+        how = draw(st.sampled_from(kinds))
+        order += 2 if how in HESSIANS else 1
+        numbers |= how in (*HESSIANS, *JACOBIANS, *BATCHED)
+        chunk = draw(st.sampled_from([None, 1, 2])) if how == "jacrev" else None
+        steps.append(Derivative(how, draw(st.integers(0, 7)), draw(st.sampled_from("CF0")), chunk))
+    return steps or [Vmap()], numbers
+
+
+def _seeded(draw: Draw, program: Program, vmaps: list[int]) -> Program:
+    """Seeds of each example, or drawn ones where the meaning of `randomness` is plain."""
+    steps, call = list(program.steps), program.call
+    simple = ("grad", "vjp")
+    draws = call.seed is None and len(vmaps) < 2
+    draws &= all(step.name() in simple for i, step in enumerate(steps) if i not in vmaps)
+    if call.seed is None and not draws:
+        call = replace(call, seed=3)
+    over_seed = not draws and bool(vmaps) and draw(st.booleans())
+    for i in vmaps:
+        choices = ["different", "same"] if draws else ["error", "different", "same"]
+        steps[i] = replace(steps[i], randomness=draw(st.sampled_from(choices)))
+    if over_seed:
+        length = 1
+        for i in reversed(vmaps):
+            if i == vmaps[0] or draw(st.booleans()):
+                length += 1
+                steps[i] = replace(steps[i], seed_dim=draw(st.integers(0, length - 1)))
+    return replace(program, call=call, steps=tuple(steps))
+
+
+@st.composite
+def tracing_programs(draw: Draw, backends: tuple[str, ...] = ()) -> Program:
+    """Traced at one size and run at another, with derivatives inside and outside."""
+    hows = ["make_fx", "make_fx, pre_dispatch", "aot_function", "jit.trace"]
+    if backends:
+        hows = ["compile"]
+    how = draw(st.sampled_from(hows))
+    dynamic = draw(st.sampled_from([None, True, False] if how == "compile" else [False, True]))
+    tracer = Tracer(how, draw(st.sampled_from(backends)) if how == "compile" else "eager", dynamic)
+    call = draw(calls())
+    outer: list[Step] = []
+    inner: list[Step] = []
+    order = 2
+    if draw(st.booleans()):
+        kinds = ("autograd.grad", "backward")
+        outer = [_autograd(draw, kinds if tracer.backend == "eager" else ("backward",))]
+        outer = [replace(outer[0], create_graph=False)]
+        order = 1
+    if how != "jit.trace" and draw(st.booleans()):
+        kinds = ("grad", "vjp", "jvp", *(HESSIANS[:1] + JACOBIANS[:2] if order == 2 else ()))
+        if outer and tracer.backend != "eager":
+            kinds = kinds[:2]
+        inner = [Derivative(draw(st.sampled_from(kinds)), draw(st.integers(0, 7)))]
+        if draw(st.booleans()):
+            inner.insert(draw(st.integers(0, 1)), Vmap())
+    has_vmap = len(inner) == 2
+    sizes = (3, 4, 5) if dynamic else (2, 3, 1, 4)
+    shape = draw(shapes(1 + has_vmap, 3, sizes=sizes))
+    if has_vmap:
+        i = [type(step) for step in inner].index(Vmap)
+        dim = draw(st.integers(0, len(shape) - 1))
+        inner[i] = replace(inner[i], dim=dim, size=shape[dim])
+    program = draw(inputs(call, shape, steps=(*outer, tracer, *inner)))
+    program = _before(draw, program, under_vmap=has_vmap)
+    if call.seed is None and (inner or backends == ("inductor",) or how == "jit.trace"):
+        program = replace(program, call=replace(program.call, seed=4))
+    return replace(program, traced_shape=_traced_shape(draw, program, tracer))
+
+
+def _traced_shape(draw: Draw, program: Program, tracer: Tracer) -> Shape | None:
+    """Another size, where a trace may serve for it."""
+    makes_graph_of_sizes = program.vmaps or any(
+        step.name() in (*HESSIANS, *JACOBIANS) for step in program.steps
+    )
+    if tracer.how == "compile":
+        if makes_graph_of_sizes or not draw(st.booleans()):
+            return None
+    elif not tracer.dynamic or makes_graph_of_sizes:
+        return None
+    return tuple(size + 2 if size > 1 else size for size in program.shape)
+
+
+FAMILIES: dict[str, st.SearchStrategy[Program]] = {
+    "layout": layout_programs(),
+    "layers": layer_programs(),
+    "autograd": autograd_programs(),
+    "functorch": functorch_programs(),
+    "tracing": tracing_programs(),
+    "compile": tracing_programs(("eager", "aot_eager")),
+    "inductor": tracing_programs(("inductor",)),
+}
+assert set(BEFORE) >= set(LAYERS)

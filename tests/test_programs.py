@@ -1,0 +1,71 @@
+"""Random programs around act_reg, the same ones in every run: see tests/programs.py for the rule.
+
+`make fuzz` goes on with other programs for as long as it is told.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, note, settings
+
+from tests import strategies
+from tests.programs import Program, check, script
+
+pytestmark = pytest.mark.usefixtures("nothing_compiled_yet")
+
+
+def some(programs: int) -> settings:
+    """The same programs in every run, on every machine."""
+    return settings(
+        max_examples=programs,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+        phases=[Phase.generate, Phase.shrink],
+    )
+
+
+def run(program: Program) -> None:
+    try:
+        check(program)
+    except Exception as error:
+        note(script(program, error))
+        raise
+
+
+@some(200)
+@given(strategies.FAMILIES["layout"])
+def test_layouts(program: Program) -> None:
+    run(program)
+
+
+@some(80)
+@given(strategies.FAMILIES["layers"])
+def test_layers(program: Program) -> None:
+    run(program)
+
+
+@some(150)
+@given(strategies.FAMILIES["autograd"])
+def test_autograd(program: Program) -> None:
+    run(program)
+
+
+@some(100)
+@given(strategies.FAMILIES["functorch"])
+def test_functorch(program: Program) -> None:
+    run(program)
+
+
+@some(20)
+@given(strategies.FAMILIES["tracing"])
+def test_tracing(program: Program) -> None:
+    run(program)
+
+
+@some(8)
+@given(strategies.FAMILIES["compile"])
+def test_compile(program: Program) -> None:
+    run(program)
