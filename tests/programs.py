@@ -21,8 +21,9 @@ No input lies within 1/16 of a kink, where the derivatives of the two sides diff
 positions in the tensor that act_reg is given: in memory order if the tensor is dense, else
 row-major. A step of a program that changes this tensor's memory order under vmap is not made.
 
-A program may also be refused. A refusal is right if act_reg_ says that backward needs the input, and
-`_C.kept` says so too, or if PyTorch refuses the reference in the same program with the same words.
+A program may also be refused. act_reg_ refuses what needs the input in backward, which `_C.kept`
+has to confirm. PyTorch refuses some programs whatever they call: then it refuses the reference in
+the same program with the same words.
 """
 
 from __future__ import annotations

@@ -292,7 +292,7 @@ def tracing_programs(draw: Draw, backends: tuple[str, ...] = ()) -> Program:
         outer = [_autograd(draw, kinds if tracer.backend == "eager" else ("backward",))]
         outer = [replace(outer[0], create_graph=False)]
         order = 1
-    if how != "jit.trace" and draw(st.booleans()):
+    if how in ("compile", "make_fx", "aot_function") and draw(st.booleans()):
         kinds = ("grad", "vjp", "jvp", *(HESSIANS[:1] + JACOBIANS[:2] if order == 2 else ()))
         if outer and tracer.backend != "eager":
             kinds = kinds[:2]
