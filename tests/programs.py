@@ -69,9 +69,10 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16
 class Call:
     """The call of act_reg.
 
-    form: "function", "in place" or "module" (an ActReg and collect_penalty).
+    form: "function", "in place", "module" (an ActReg and collect_penalty) or "checkpointed module".
     before: what makes the input of act_reg from x.
     after: what is done with the output.
+    times: how many equal calls there are.
     seed: None, an int, or {seed, offset} for a tensor.
     """
 
@@ -87,6 +88,7 @@ class Call:
     form: str = "function"
     before: str = "nothing"
     after: str = "nothing"
+    times: int = 1
 
     def options(self) -> dict[str, Any]:
         names = _C.activations()[self.activation]
@@ -105,6 +107,7 @@ class Call:
 BEFORE: dict[str, Callable[[Tensor], Tensor]] = {
     "nothing": lambda x: x,
     "times 1": lambda x: x * 1,
+    "view of times 1": lambda x: (x * 1).transpose(0, -1),
     "transpose": lambda x: x.transpose(0, -1),
     "slice": lambda x: x[..., ::2],
     "expand": lambda x: x[None].expand(2, *x.shape),
@@ -161,7 +164,8 @@ class Program:
         """The shape of x in the innermost function."""
         shape = list(self.shape)
         for step in self.vmaps:
-            del shape[step.dim]
+            if step.dim is not None:
+                del shape[step.dim]
         return tuple(shape)
 
     @cached_property
@@ -237,12 +241,15 @@ class Program:
     def _fused(self, call: Callable[..., Any]) -> Function:
         options, own_seed, weight = self.call.options(), self.seed(), self.weight
         before, after = BEFORE[self.call.before], AFTER[self.call.after]
-        if self.call.form == "module" and call is act_reg:
+        if "module" in self.call.form and call is act_reg:
             return self._module()
 
         def f(x: Tensor, *seeds: Tensor) -> Results:
-            y, penalty = call(before(x), seed=seeds[0] if seeds else own_seed, **options)
-            return after(y), _times(penalty, weight)
+            results: Results = ()
+            for _ in range(self.call.times):
+                y, penalty = call(before(x), seed=seeds[0] if seeds else own_seed, **options)
+                results += after(y), _times(penalty, weight)
+            return results
 
         return f
 
@@ -250,8 +257,7 @@ class Program:
         options = self.call.options()
         layer = ActReg(**{k: v for k, v in options.items() if k != "training"})
         before, after, weight = BEFORE[self.call.before], AFTER[self.call.after], self.weight
-        # The forwards that collect_penalty has to tell apart: see ActReg._keep.
-        is_checkpointed = self.call.after == "pool"
+        is_checkpointed = self.call.form == "checkpointed module"
         layer.train(self.call.training)
 
         def f(x: Tensor) -> Results:
@@ -266,14 +272,14 @@ class Program:
         before, after = BEFORE[self.call.before], AFTER[self.call.after]
         order = self.order_after_layer() if self.call.before in LAYERS else None
         generator = torch.Generator().manual_seed(key)
-        if self.call.form == "module":  # which leaves no penalty then
+        if "module" in self.call.form:  # which leaves no penalty then
             options = {**options, **({} if self.call.training else {"l1": 0.0, "l2": 0.0})}
 
         def noisy(t: Tensor) -> Tensor:
             signs = torch.randint(0, 2, t.shape, generator=generator) * 2 - 1
             return t * (1 + noise * signs) if noise else t
 
-        def f(x: Tensor, *seeds: Tensor) -> Results:
+        def once(x: Tensor, *seeds: Tensor) -> Results:
             seed = seeds[0] if seeds else own_seed
             h = before(x)
             places = memory_order(h) if order is None else order
@@ -284,6 +290,9 @@ class Program:
                 torch.set_rng_state(state)
                 penalty = reference.act_reg(in_order(noisy(h), places), seed=seed, **options)[1]
             return after(noisy(y)), _times(noisy(penalty), weight)
+
+        def f(x: Tensor, *seeds: Tensor) -> Results:
+            return sum((once(x, *seeds) for _ in range(self.call.times)), ())
 
         return f
 
@@ -359,7 +368,7 @@ def check(program: Program) -> None:
     if len(got) != len(truth):
         raise Disagreement("number of results", f"{len(got)} instead of {len(truth)}")
     _check_kinds(program, got, truth)
-    _check_mask(program, got[0], truth[0])
+    _check_mask(program, got, truth)
     wrong = [
         (i, error, limit)
         for i, (g, t) in enumerate(zip(got, truth, strict=True))
@@ -418,10 +427,12 @@ def _check_kinds(program: Program, got: Results, truth: Results) -> None:
     if any(isinstance(step, (Derivative, Vmap)) for step in program.steps):
         return
     allowed.discard(torch.float64) if program.dtype != "float64" else None
-    if got[0].dtype != DTYPES[program.dtype] or got[1].dtype != max(allowed, key=_bytes):
-        raise Disagreement("dtype", f"output {got[0].dtype}, penalty {got[1].dtype}")
+    for output, penalty in zip(got[::2], got[1::2], strict=True):
+        if output.dtype != DTYPES[program.dtype] or penalty.dtype != max(allowed, key=_bytes):
+            raise Disagreement("dtype", f"output {output.dtype}, penalty {penalty.dtype}")
     if program.call.before not in LAYERS and program.call.after == "nothing":
-        if program.call.form == "in place":  # in whatever memory the input had
+        traced = any(isinstance(step, Tracer) for step in program.steps)
+        if program.call.form == "in place" or traced:  # the input's memory; a compiler's choice
             return
         h = BEFORE[program.call.before](program.x(DTYPES[program.dtype]))
         expected = in_order(h.resolve_neg(), memory_order(h))
@@ -433,14 +444,15 @@ def _bytes(dtype: torch.dtype) -> int:
     return dtype.itemsize
 
 
-def _check_mask(program: Program, got: Tensor, truth: Tensor) -> None:
-    """Only where the first result is the output, and dropout alone makes it 0."""
+def _check_mask(program: Program, got: Results, truth: Results) -> None:
+    """Only where the results are outputs and penalties, and dropout alone makes an output 0."""
     if program.call.after != "nothing":
         return
     if any(isinstance(step, Derivative) for step in program.steps):
         return
-    if ((got != 0) & (truth == 0)).any() or ((got == 0) & (truth.abs() > 1e-3)).any():
-        raise Disagreement("mask", f"{got.detach()}\nis not\n{truth}")
+    for g, t in zip(got[::2], truth[::2], strict=True):
+        if ((g != 0) & (t == 0)).any() or ((g == 0) & (t.abs() > 1e-3)).any():
+            raise Disagreement("mask", f"{g.detach()}\nis not\n{t}")
 
 
 def _error(program: Program, got: Tensor, truth: Tensor) -> tuple[float, float]:

@@ -7,7 +7,6 @@ with torch.autograd.grad, and with no other feature of PyTorch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from typing import Any, Protocol
 
 import torch
 from functorch.compile import aot_function, nop
-from torch import Tensor
+from torch import Tensor, nn
+from torch._dynamo import compiled_autograd
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
@@ -37,7 +37,8 @@ class Context(Protocol):
 def pattern(like: Tensor, key: int, lowest: float, order: str = "C") -> Tensor:
     """Numbers lowest + k / 8 for k = 0...7, which every dtype has, in the shape and type of `like`.
 
-    order: how they lie in memory: "C" row-major, "F" column-major, "0" one number with strides 0.
+    order: how they lie in memory: "C" row-major, "F" column-major, "S" every other element of a
+    larger tensor, "0" one number with strides 0.
     """
     shape = list(like.shape)
     if order == "0":
@@ -47,6 +48,8 @@ def pattern(like: Tensor, key: int, lowest: float, order: str = "C") -> Tensor:
     numbers = (((numbers * 5 + key) % 8) / 8 + lowest).to(like.dtype)
     if order == "F":
         return numbers.reshape(shape[::-1]).permute(tuple(range(len(shape)))[::-1])
+    if order == "S":
+        return torch.stack([numbers, numbers], -1)[..., 0].reshape(shape)
     return numbers.reshape(shape)
 
 
@@ -71,10 +74,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Vmap(Step):
-    """torch.vmap over dimension `dim` of x, and over `seed_dim` of the seed unless None."""
+    """torch.vmap over dimension `dim` of x and `seed_dim` of the seed; None: not over this one."""
 
-    dim: int = 0
-    size: int = 2  # of that dimension
+    dim: int | None = 0
+    size: int = 2  # of these dimensions
     out_dim: int = 0
     chunk: int | None = None
     randomness: str = "error"
@@ -95,7 +98,8 @@ class Vmap(Step):
                 if self.randomness == "same":
                     torch.set_rng_state(state)
                 each = [s if self.seed_dim is None else s.select(self.seed_dim, i) for s in seeds]
-                results.append(f(x.select(self.dim, i), *each))
+                x_i = x if self.dim is None else x.select(self.dim, i)
+                results.append(f(x_i, *each))
             return tuple(torch.stack(t, self.out_dim) for t in zip(*results, strict=True))
 
         return g
@@ -287,6 +291,17 @@ def _backward(step: Derivative, f: Function, x: Tensor) -> Results:
     return x.grad, *[t.detach() for t in results]
 
 
+def _compiled_autograd(step: Derivative, f: Function, x: Tensor) -> Results:
+    x = x.detach().requires_grad_()
+    results = f(x)
+    loss = step.loss(results)
+    compiler = torch.compile(backend="eager", fullgraph=True, dynamic=step.key % 2 == 1)
+    with compiled_autograd._enable(compiler):
+        loss.backward()
+    assert x.grad is not None
+    return x.grad, *[t.detach() for t in results]
+
+
 def _grads_batched(step: Derivative, f: Function, x: Tensor) -> Results:
     x = _tracked(x)
     results = f(x)
@@ -312,6 +327,7 @@ def _of_loss(transform: Callable[..., Any]) -> Made:
     return lambda step, f, x: (transform(lambda x: step.loss(f(x)))(x),)
 
 
+GRADIENTS = ("autograd.grad", "backward", "compiled autograd")  # of torch.autograd
 _OURS: dict[str, Made] = {
     "grad": _grad,
     "vjp": _vjp,
@@ -328,12 +344,13 @@ _OURS: dict[str, Made] = {
     "autograd.grad": _autograd,
     "twice": _twice,
     "backward": _backward,
+    "compiled autograd": _compiled_autograd,
     "is_grads_batched": _grads_batched,
     "autograd.functional.jacobian": _jacobian,
     "autograd.functional.hessian": _hessian,
 }
 _PLAIN: dict[str, Made] = {
-    **dict.fromkeys(("grad", "autograd.grad", "backward"), _plain_grad),
+    **dict.fromkeys(("grad", *GRADIENTS), _plain_grad),
     **dict.fromkeys(("vjp", "twice"), _plain_vjp),
     **dict.fromkeys(("vmap of vjp", "is_grads_batched"), _plain_batch),
     **dict.fromkeys(("jvp", "linearize", "dual numbers"), _plain_jvp),
@@ -353,7 +370,7 @@ FORWARD += ("jacfwd of jacfwd", "jacrev of jacfwd", "autograd.functional.jacobia
 FUNCTORCH = tuple(
     how
     for how in _OURS
-    if how not in ("dual numbers", "autograd.grad", "twice", "backward", "is_grads_batched")
+    if how not in (*GRADIENTS, "dual numbers", "twice", "is_grads_batched")
     and not how.startswith("autograd")
 )
 
@@ -399,6 +416,8 @@ class Wrapper(Step):
         if self.how.startswith("checkpoint"):
             reentrant = self.how == "checkpoint, reentrant"
             return lambda x, *seeds: checkpoint(f, x, *seeds, use_reentrant=reentrant)
+        if self.how == "functionalize":
+            return torch.func.functionalize(f)
 
         def g(x: Tensor, *seeds: Tensor) -> Results:
             with self.manager():
@@ -417,6 +436,17 @@ class Wrapper(Step):
             "multithreading off": lambda: torch.autograd.set_multithreading_enabled(False),
             "nothing": nullcontext,
         }[self.how]()
+
+
+class _Module(nn.Module):
+    """The function as a module, which torch.export asks for."""
+
+    def __init__(self, f: Function) -> None:
+        super().__init__()
+        self.f = f
+
+    def forward(self, *arguments: Tensor) -> Results:
+        return self.f(*arguments)
 
 
 @dataclass(frozen=True)
@@ -441,6 +471,15 @@ class Tracer(Step):
             elif self.how == "aot_function":
                 traced = aot_function(f, nop, dynamic=bool(self.dynamic))
                 traced(*example)
+            elif self.how == "export":
+                shapes = tuple(
+                    {i: torch.export.Dim.AUTO for i, n in enumerate(t.shape) if n > 1}
+                    for t in example
+                )
+                shapes = shapes if self.dynamic else None
+                traced = torch.export.export(
+                    _Module(f), example, dynamic_shapes=shapes, strict=self.backend == "strict"
+                ).module()
             elif self.how == "jit.trace":
                 traced = torch.jit.trace(f, example, check_trace=False)
             else:
@@ -452,7 +491,3 @@ class Tracer(Step):
             return tuple(traced(x, *seeds))
 
         return g
-
-
-def numel(shape: tuple[int, ...]) -> int:
-    return math.prod(shape)

@@ -110,17 +110,23 @@ def inputs(draw: Draw, call: Call, shape: Shape, **options: Any) -> Program:
     return Program(call=call, shape=shape, layout=layout, dtype=dtype, key=key, **options)
 
 
-def _before(draw: Draw, program: Program, under_vmap: bool = False) -> Program:
+def _before(draw: Draw, program: Program) -> Program:
     """Something between x and act_reg, that what there is of the input allows."""
     choices = ["nothing", "nothing", "nothing", "expand"]
     if program.example_shape:
         choices += ["transpose", "slice"]
-    if not under_vmap:
-        choices += ["times 1"]
     if program.call.form == "in place":
-        choices = ["times 1"]
+        choices = ["times 1", *(["view of times 1"] if program.example_shape else [])]
+    elif not program.vmaps:
+        choices += ["times 1"]
     before = draw(st.sampled_from(choices))
-    return replace(program, call=replace(program.call, before=before))
+    call = replace(program.call, before=before)
+    is_plain = before == "times 1" and program.layout == Layout()
+    if program.vmaps and "times 1" in before and not is_plain:
+        call = replace(call, p=0.0)  # vmap decides on the memory order of the product
+    if not program.vmaps and draw(st.integers(0, 9)) == 9:
+        call = replace(call, times=2)
+    return replace(program, call=call)
 
 
 @st.composite
@@ -140,7 +146,7 @@ def _autograd(draw: Draw, kinds: tuple[str, ...]) -> Derivative:
     return Derivative(
         how=draw(st.sampled_from(kinds)),
         key=draw(st.integers(0, 7)),
-        order=draw(st.sampled_from("CF0")),
+        order=draw(st.sampled_from("CF0S")),
         create_graph=draw(st.booleans()),
     )
 
@@ -149,7 +155,7 @@ def _autograd(draw: Draw, kinds: tuple[str, ...]) -> Derivative:
 def layer_programs(draw: Draw) -> Program:
     """The module, between layers of other memory formats."""
     before = draw(st.sampled_from(["nothing", "times 1", *LAYERS]))
-    call = draw(calls("module"))
+    call = draw(calls(draw(st.sampled_from(["module", "checkpointed module"]))))
     is_image = before.startswith("conv")
     shape = draw(shapes(3, 4) if is_image else shapes(1, 4))
     if is_image:
@@ -218,6 +224,9 @@ def functorch_programs(draw: Draw) -> Program:
         shape = shape[: len(vmaps)] + shape[len(vmaps) : len(vmaps) + 1]
     rest = list(shape)
     for i in vmaps:  # the outermost takes its dimension first
+        if draw(st.integers(0, 7)) == 7:
+            steps[i] = replace(steps[i], dim=None, size=draw(st.integers(1, 3)))
+            continue
         dim = draw(st.integers(0, len(rest) - 1))
         if rest[dim] == 0:  # torch has no example of no examples
             shape = tuple(size or 2 for size in shape)
@@ -225,7 +234,7 @@ def functorch_programs(draw: Draw) -> Program:
         steps[i] = replace(steps[i], dim=dim, size=rest.pop(dim))
     call = draw(calls("in place" if draw(st.integers(0, 9)) == 9 else "function"))
     program = draw(inputs(call, shape, steps=tuple(steps)))
-    program = _before(draw, program, under_vmap=bool(vmaps))
+    program = _before(draw, program)
     return _seeded(draw, program, vmaps)
 
 
@@ -249,7 +258,7 @@ def _functorch_steps(draw: Draw, length: int) -> tuple[list[Step], bool]:
         order += 2 if how in HESSIANS else 1
         numbers |= how in (*HESSIANS, *JACOBIANS, *BATCHED)
         chunk = draw(st.sampled_from([None, 1, 2])) if how == "jacrev" else None
-        steps.append(Derivative(how, draw(st.integers(0, 7)), draw(st.sampled_from("CF0")), chunk))
+        steps.append(Derivative(how, draw(st.integers(0, 7)), draw(st.sampled_from("CF0S")), chunk))
     return steps or [Vmap()], numbers
 
 
@@ -257,60 +266,82 @@ def _seeded(draw: Draw, program: Program, vmaps: list[int]) -> Program:
     """Seeds of each example, or drawn ones where the meaning of `randomness` is plain."""
     steps, call = list(program.steps), program.call
     simple = ("grad", "vjp")
-    draws = call.seed is None and len(vmaps) < 2
+    draws = call.seed is None and len(vmaps) < 2 and steps_have_dims(steps)
     draws &= all(step.name() in simple for i, step in enumerate(steps) if i not in vmaps)
     if call.seed is None and not draws:
         call = replace(call, seed=3)
-    over_seed = not draws and bool(vmaps) and draw(st.booleans())
     for i in vmaps:
         choices = ["different", "same"] if draws else ["error", "different", "same"]
         steps[i] = replace(steps[i], randomness=draw(st.sampled_from(choices)))
-    if over_seed:
-        length = 1
-        for i in reversed(vmaps):
-            if i == vmaps[0] or draw(st.booleans()):
-                length += 1
-                steps[i] = replace(steps[i], seed_dim=draw(st.integers(0, length - 1)))
+    over_seed = not draws and bool(vmaps) and draw(st.booleans())
+    length = 1
+    for i in reversed(vmaps):
+        if steps[i].dim is None or over_seed and draw(st.booleans()):
+            length += 1
+            steps[i] = replace(steps[i], seed_dim=draw(st.integers(0, length - 1)))
     return replace(program, call=call, steps=tuple(steps))
+
+
+def steps_have_dims(steps: list[Step]) -> bool:
+    return all(step.dim is not None for step in steps if isinstance(step, Vmap))
 
 
 @st.composite
 def tracing_programs(draw: Draw, backends: tuple[str, ...] = ()) -> Program:
     """Traced at one size and run at another, with derivatives inside and outside."""
-    hows = ["make_fx", "make_fx, pre_dispatch", "aot_function", "jit.trace"]
-    if backends:
-        hows = ["compile"]
-    how = draw(st.sampled_from(hows))
-    dynamic = draw(st.sampled_from([None, True, False] if how == "compile" else [False, True]))
-    tracer = Tracer(how, draw(st.sampled_from(backends)) if how == "compile" else "eager", dynamic)
-    call = draw(calls())
+    tracer = draw(_tracers(backends))
+    is_inductor = backends == ("inductor",)
     outer: list[Step] = []
-    inner: list[Step] = []
-    order = 2
     if draw(st.booleans()):
-        kinds = ("autograd.grad", "backward")
-        outer = [_autograd(draw, kinds if tracer.backend == "eager" else ("backward",))]
-        outer = [replace(outer[0], create_graph=False)]
-        order = 1
-    if how in ("compile", "make_fx", "aot_function") and draw(st.booleans()):
-        kinds = ("grad", "vjp", "jvp", *(HESSIANS[:1] + JACOBIANS[:2] if order == 2 else ()))
-        if outer and tracer.backend != "eager":
-            kinds = kinds[:2]
-        inner = [Derivative(draw(st.sampled_from(kinds)), draw(st.integers(0, 7)))]
-        if draw(st.booleans()):
-            inner.insert(draw(st.integers(0, 1)), Vmap())
-    has_vmap = len(inner) == 2
-    sizes = (3, 4, 5) if dynamic else (2, 3, 1, 4)
-    shape = draw(shapes(1 + has_vmap, 3, sizes=sizes))
-    if has_vmap:
-        i = [type(step) for step in inner].index(Vmap)
+        kinds = ["autograd.grad", "backward", *(["compiled autograd"] if backends else [])]
+        derivative = _autograd(draw, tuple(kinds if tracer.backend != "aot_eager" else kinds[:2]))
+        outer = [replace(derivative, create_graph=False)]
+    inner: list[Step] = []
+    if tracer.how in ("compile", "make_fx", "aot_function") and draw(st.booleans()):
+        inner = _traced_steps(draw, tracer, bool(outer))
+    elif outer and backends and not is_inductor and draw(st.booleans()):
+        outer += draw(st.sampled_from([_hooks(draw), (Wrapper("checkpoint"),)]))
+    vmaps = [i for i, step in enumerate(inner) if isinstance(step, Vmap)]
+    shape = draw(shapes(1 + len(vmaps), 3, sizes=(3, 4, 5) if tracer.dynamic else (2, 3, 1, 4)))
+    for i in vmaps:
         dim = draw(st.integers(0, len(shape) - 1))
         inner[i] = replace(inner[i], dim=dim, size=shape[dim])
+    form = "function" if inner or not backends else draw(st.sampled_from(FORMS))
+    call = draw(calls(form))
+    if form == "module":
+        call = replace(call, seed=None)
     program = draw(inputs(call, shape, steps=(*outer, tracer, *inner)))
-    program = _before(draw, program, under_vmap=has_vmap)
-    if call.seed is None and (inner or backends == ("inductor",) or how == "jit.trace"):
+    program = _before(draw, program)
+    if is_inductor and form == "module":
+        program = replace(program, call=replace(program.call, p=0.0))
+    elif call.seed is None and (inner or is_inductor or tracer.how == "jit.trace"):
         program = replace(program, call=replace(program.call, seed=4))
     return replace(program, traced_shape=_traced_shape(draw, program, tracer))
+
+
+FORMS = ("function", "function", "function", "module", "in place")
+
+
+@st.composite
+def _tracers(draw: Draw, backends: tuple[str, ...]) -> Tracer:
+    if backends:
+        dynamic = draw(st.sampled_from([None, True, False]))
+        return Tracer("compile", draw(st.sampled_from(backends)), dynamic)
+    hows = ["make_fx", "make_fx, pre_dispatch", "aot_function", "jit.trace", "export"]
+    how = draw(st.sampled_from(hows))
+    backend = draw(st.sampled_from(["eager", "strict"])) if how == "export" else "eager"
+    return Tracer(how, backend, draw(st.booleans()))
+
+
+def _traced_steps(draw: Draw, tracer: Tracer, is_differentiated: bool) -> list[Step]:
+    """Steps of torch.func inside of a trace, with a vmap before or after."""
+    kinds = ["grad", "vjp", "jvp", *(() if is_differentiated else (*HESSIANS[:1], *JACOBIANS[:2]))]
+    if is_differentiated and (tracer.backend != "eager" or tracer.how == "aot_function"):
+        kinds = kinds[:2]
+    steps: list[Step] = [Derivative(draw(st.sampled_from(kinds)), draw(st.integers(0, 7)))]
+    if draw(st.booleans()):
+        steps.insert(draw(st.integers(0, 1)), Vmap())
+    return steps
 
 
 def _traced_shape(draw: Draw, program: Program, tracer: Tracer) -> Shape | None:

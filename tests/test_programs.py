@@ -35,31 +35,31 @@ def run(program: Program) -> None:
         raise
 
 
-@some(200)
+@some(300)
 @given(strategies.FAMILIES["layout"])
 def test_layouts(program: Program) -> None:
     run(program)
 
 
-@some(80)
+@some(120)
 @given(strategies.FAMILIES["layers"])
 def test_layers(program: Program) -> None:
     run(program)
 
 
-@some(150)
+@some(250)
 @given(strategies.FAMILIES["autograd"])
 def test_autograd(program: Program) -> None:
     run(program)
 
 
-@some(100)
+@some(200)
 @given(strategies.FAMILIES["functorch"])
 def test_functorch(program: Program) -> None:
     run(program)
 
 
-@some(20)
+@some(60)
 @given(strategies.FAMILIES["tracing"])
 def test_tracing(program: Program) -> None:
     run(program)

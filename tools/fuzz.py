@@ -1,9 +1,11 @@
 """Run random programs around act_reg: make fuzz [ARGS="--minutes 60 --seed 1"].
 
-tests/programs.py says what a program is, and what its results have to be. For each find this prints
-a script that repeats it, as small as hypothesis can make it, and goes on. A later failure of the
-same kind whose program has all that the script's program has counts as the same find. Ctrl-C ends
-the run with the summary. Exits with 1 if there were finds.
+tests/programs.py says what a program is, and what its results have to be. For each find this
+prints a script that repeats it, as small as hypothesis can make it, and goes on. A later failure
+of the same kind counts as the same find if its program has all that the script's program has. If
+the script does not fail in a new process, there is no find: a failed trace can leave PyTorch in a
+bad state. Such failures are counted. Ctrl-C ends the run with the summary. Exits with 1 if there
+were finds.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import gc
 import os
 import random
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -56,9 +59,10 @@ def main() -> int:
     counts = ", ".join(f"{family} {n}" for family, n in sorted(fuzzer.counts.items()))
     print(
         f"{sum(fuzzer.counts.values())} programs in {time.monotonic() - start:.0f} s "
-        f"(seed {seed}): {counts}; finds: {len(fuzzer.finds)}"
+        f"(seed {seed}): {counts}; finds: {fuzzer.found}; not repeated: "
+        f"{len(fuzzer.finds) - fuzzer.found}"
     )
-    return 1 if fuzzer.finds else 0
+    return 1 if fuzzer.found else 0
 
 
 class Fuzzer:
@@ -68,6 +72,7 @@ class Fuzzer:
         self.end = end
         self.counts: Counter[str] = Counter()
         self.finds: list[tuple[str, frozenset[str]]] = []
+        self.found = 0
 
     def run(self, families: list[str], numbers: random.Random) -> None:
         while time.monotonic() < self.end:
@@ -130,7 +135,13 @@ class Fuzzer:
         from tests.programs import script
 
         self.finds.append((kind, features_of(program)))
-        print(f"\n# Find {len(self.finds)}, family {family}\n{script(program, error)}", flush=True)
+        text = script(program, error)
+        if subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True).returncode:
+            self.found += 1
+            print(f"\n# Find {self.found}, family {family}\n{text}", flush=True)
+        else:
+            commented = text.replace("\n", "\n#   ")
+            print(f"\n# Not repeated by this script, family {family}:\n#   {commented}", flush=True)
 
 
 def kind_of(error: BaseException) -> str:
