@@ -42,6 +42,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from actreg_ext import _C, collect_penalty, reference
@@ -364,6 +365,9 @@ def check(program: Program) -> None:
         if is_refused_rightly(program, error):
             return
         raise
+    finally:
+        if any(step.traces() for step in program.steps):
+            tidy()
     truth = program.plain(torch.float64)
     if len(got) != len(truth):
         raise Disagreement("number of results", f"{len(got)} instead of {len(truth)}")
@@ -395,16 +399,29 @@ def is_refused_rightly(program: Program, error: Exception) -> bool:
         y, penalty = reference.act_reg(x, **options)
         return (x.copy_(y) if program.call.form == "in place" else y), penalty
 
+    tidy()
     try:
         with _warnings_as_errors():
             program.ours(instead)
     except Exception as other:
         return type(other) is type(error) and _words(other) == _words(error)
+    finally:
+        tidy()
     return False
 
 
+def tidy() -> None:
+    """Leave what an exception may have left PyTorch in: compiled code, torch.func, forward mode."""
+    torch._dynamo.reset()
+    while torch._C._functorch.peek_interpreter_stack() is not None:
+        torch._C._functorch.pop_dynamic_layer_stack()
+    while forward_ad._current_level >= 0:
+        forward_ad.exit_dual_level()
+
+
 def _words(error: Exception) -> str:
-    return re.sub(r"\d+|0x[0-9a-f]+", "#", str(error).partition("\n")[0])
+    lines = str(error).strip().splitlines()[:2]  # the first may only say that a backend raised
+    return re.sub(r"\d+|0x[0-9a-f]+", "#", " ".join(lines))
 
 
 def _eps(program: Program) -> float:

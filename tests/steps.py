@@ -71,6 +71,9 @@ class Step:
     def name(self) -> str:
         return type(self).__name__.lower()
 
+    def traces(self) -> bool:
+        return isinstance(self, Tracer) or self.name() == "compiled autograd"
+
 
 @dataclass(frozen=True)
 class Vmap(Step):

@@ -84,7 +84,6 @@ class Fuzzer:
     def round(self, family: str, seed: int) -> None:
         """Run some programs of a family; on a failure, shrink and report."""
         import hypothesis
-        import torch
 
         from tests import programs, strategies
 
@@ -107,9 +106,6 @@ class Fuzzer:
                     began[0] = now
                 smallest[:] = [program, error, kind]
                 raise
-            finally:
-                if family in ("tracing", "compile", "inductor"):
-                    torch._dynamo.reset()
 
         test = hypothesis.given(strategies.FAMILIES[family])(attempt)
         test = hypothesis.settings(
