@@ -421,7 +421,7 @@ def tidy() -> None:
 
 def _words(error: Exception) -> str:
     lines = str(error).strip().splitlines()[:2]  # the first may only say that a backend raised
-    return re.sub(r"\d+|0x[0-9a-f]+", "#", " ".join(lines))
+    return re.sub(r"\d+|0x[0-9a-f]+", "#", " ".join(lines))[:100]
 
 
 def _eps(program: Program) -> float:
@@ -453,7 +453,7 @@ def _check_kinds(program: Program, got: Results, truth: Results) -> None:
             return
         h = BEFORE[program.call.before](program.x(DTYPES[program.dtype]))
         expected = in_order(h.resolve_neg(), memory_order(h))
-        if placing_strides(got[0]) != placing_strides(expected):
+        if h.numel() > 0 and placing_strides(got[0]) != placing_strides(expected):
             raise Disagreement("strides", f"{got[0].stride()} instead of {expected.stride()}")
 
 
