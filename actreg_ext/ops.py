@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch.autograd import forward_ad
 
 from .reference import denominator
 
@@ -29,12 +31,24 @@ curvature = _ops.curvature.default
 rng_state = _ops.rng_state.default
 
 
+def _viewable(value: Tensor) -> Tensor:
+    """Return `value`, in forward mode a copy of it.
+
+    A view of a value and its tangent has to fit both, but the two may be laid out in two ways, or
+    one of them lazily negated.
+    """
+    levels = torch._C._functorch.get_interpreter_stack() or []
+    is_forward = any(level.key() == TransformType.Jvp for level in levels)
+    if is_forward or forward_ad._current_level >= 0:
+        return value.clone(memory_format=torch.contiguous_format)
+    return value
+
+
 def _each(value: Tensor | None, dim: int | None, size: int) -> Sequence[Tensor | None]:
     """Return the argument of each example of the batch."""
     if value is None or dim is None:
         return [value] * size
-    # In forward mode there is no view of a value that is lazily negated and a tangent that is not.
-    return value.resolve_neg().movedim(dim, 0).unbind(0)
+    return _viewable(value).unbind(dim)
 
 
 def _stack(results: Sequence[Sequence[Tensor]]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -44,6 +58,7 @@ def _stack(results: Sequence[Sequence[Tensor]]) -> tuple[tuple[Tensor, ...], tup
 
 def _batched(value: Tensor, dim: int | None, size: int) -> Tensor:
     """Return a tensor argument with the batch as its first dimension."""
+    value = _viewable(value)
     return value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
 
 

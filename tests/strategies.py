@@ -312,6 +312,9 @@ def tracing_programs(draw: Draw, backends: tuple[str, ...] = ()) -> Program:
         call = replace(call, seed=None)
     program = draw(inputs(call, shape, steps=(*outer, tracer, *inner)))
     program = _before(draw, program)
+    if is_inductor and program.layout.kind in ("negated", "imag of conj"):
+        # Inductor does not see that an input is lazily negated: its x * 2 is of the wrong sign.
+        program = replace(program, layout=replace(program.layout, kind="dense"))
     if is_inductor and form == "module":
         program = replace(program, call=replace(program.call, p=0.0))
     elif call.seed is None and (inner or is_inductor or tracer.how == "jit.trace"):

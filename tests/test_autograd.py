@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from actreg_ext import ops, reference
 from actreg_ext.functional import act_reg
@@ -441,3 +442,32 @@ def test_the_second_derivative_has_its_kinks_where_the_kernels_have_them() -> No
     penalty = act_reg(x, "hardtanh", l2=1.0, reduction="sum", max_val=0.7).penalty
     (dx,) = torch.autograd.grad(penalty, x, create_graph=True)
     assert torch.autograd.grad(dx.sum(), x)[0].tolist() == [0.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"p": 0.4, "seed": 3}, {"l1": 0.3}, {"activation": "leaky_relu"}, {"activation": "gelu"}],
+    ids=str,
+)
+@pytest.mark.parametrize("part", ["output", "penalty"])
+def test_batched_gradients_depend_on_x(part: str, options: dict[str, Any]) -> None:
+    """As those of torch's activations do, also where their derivative by x is 0."""
+    results = []
+    for f in (act_reg, reference.act_reg):
+        x = torch.tensor([-1.0, 2.0, 0.3], requires_grad=True)
+        y = torch.atleast_1d(getattr(f(x, **options), part))
+        ways = {"is_grads_batched": True, "create_graph": True}
+        (jacobian,) = torch.autograd.grad(y, x, torch.eye(len(y)), **ways)
+        assert jacobian.requires_grad
+        results.append((jacobian, *torch.autograd.grad(jacobian.square().sum(), x)))
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("options", [{}, {"p": 0.5}, {"activation": "identity", "p": 0.5}], ids=str)
+def test_create_graph_through_a_checkpoint(options: dict[str, Any]) -> None:
+    """Which lets each saved tensor be unpacked once."""
+    x = torch.randn(5, requires_grad=True)
+    y = checkpoint(lambda x: act_reg(x, seed=1, **options).output, x, use_reentrant=False)
+    (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    expected = reference.act_reg(x, seed=1, **options).output
+    assert_close(dx, torch.autograd.grad(expected.square().sum(), x)[0])

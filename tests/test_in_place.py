@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.func import grad, vmap
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import grad, jvp, vjp, vmap
 from torch.testing import assert_close
 
 from actreg_ext.functional import ActRegOutput, act_reg, act_reg_
@@ -235,3 +236,66 @@ def test_no_memory_is_allocated() -> None:
         assert peak_bytes(lambda: act_reg_(x, "gelu", **OPTIONS), device) <= numbers
     h = linear(x.requires_grad_())
     assert peak_bytes(lambda: act_reg_(h, "relu", **OPTIONS), device) <= (1 << 13) + numbers
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "relu"},  # bits are kept
+        {"activation": "relu", "p": 0.5, "seed": 3},
+        {"activation": "relu", "l2": 0.1},  # the output is kept
+        {"activation": "tanh"},
+        {"activation": "identity", "p": 0.5, "seed": 3},
+    ],
+    ids=str,
+)
+def test_a_hook_that_raises_leaves_the_input(options: dict[str, Any]) -> None:
+    """Nothing is written before everything is kept."""
+
+    def refuse(_: Tensor) -> Tensor:
+        raise ValueError("no")
+
+    leaf = torch.randn(10, requires_grad=True)
+    x = linear(leaf)
+    before, node = x.detach().clone(), x.grad_fn
+    with saved_tensors_hooks(refuse, lambda t: t), pytest.raises(ValueError, match="no"):
+        act_reg_(x, **options)
+    assert torch.equal(x, before) and x.grad_fn is node and x._version == 0
+    results = []
+    for f, pack in ((act_reg_, torch.clone), (act_reg, lambda t: t)):
+        with saved_tensors_hooks(pack, lambda t: t):
+            output, penalty = f(linear(leaf), **options)
+        results.append(torch.autograd.grad(output.square().sum() + penalty, leaf)[0])
+    assert_close(*results)
+
+
+def test_under_transforms() -> None:
+    """Through a copy: a view of the input is still needed after it was overwritten."""
+    x = torch.randn(4, 3)
+
+    def gradient(f: Any) -> Tensor:
+        each = vmap(lambda x: f(x * 1, "tanh", p=0.5, seed=1).output)
+        return grad(lambda x: each(x).square().sum())(x)
+
+    assert_close(gradient(act_reg_), gradient(act_reg))
+
+    def pulled_back(f: Any) -> Tensor:
+        options = {"l1": 0.3, "l2": 0.7, "p": 0.9, "penalty_on": "output", "seed": 1}
+
+        def tangent(x: Tensor) -> Tensor:
+            return jvp(lambda x: f(x * 1, "leaky_relu", **options).output, (x,), (x,))[1]
+
+        return vjp(tangent, x)[1](torch.ones_like(x))[0]
+
+    assert_close(pulled_back(act_reg_), pulled_back(act_reg))
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_through_a_copy_the_mask_is_that_of_the_input(compiles: bool) -> None:
+    """A strided tensor counts in row-major order, and its copy by PyTorch in memory order."""
+    f = torch.compile(act_reg_, backend="aot_eager") if compiles else act_reg_
+    base = torch.randn(6, 8)
+    x = torch._neg_view(base.clone()).t()[:, ::2]
+    expected = act_reg(x, "relu", p=0.5, seed=2).output
+    f(x, "relu", p=0.5, seed=2)
+    assert_close(x, expected)
