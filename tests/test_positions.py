@@ -46,6 +46,7 @@ def test_inductor_distinguishes_memory_formats() -> None:
         assert_close(compiled, expected)
 
 
+@pytest.mark.filterwarnings("ignore:Your compiler for AOTAutograd")
 def test_compiled_graphs_name_the_order() -> None:
     """Forward and backward, so that a cache of graphs sees it."""
     x = torch.randn(1, 3, 7, 7)
