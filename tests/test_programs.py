@@ -35,37 +35,37 @@ def run(program: Program) -> None:
         raise
 
 
-@some(300)
+@some(200)
 @given(strategies.FAMILIES["layout"])
 def test_layouts(program: Program) -> None:
     run(program)
 
 
-@some(120)
+@some(80)
 @given(strategies.FAMILIES["layers"])
 def test_layers(program: Program) -> None:
     run(program)
 
 
-@some(250)
+@some(180)
 @given(strategies.FAMILIES["autograd"])
 def test_autograd(program: Program) -> None:
     run(program)
 
 
-@some(200)
+@some(120)
 @given(strategies.FAMILIES["functorch"])
 def test_functorch(program: Program) -> None:
     run(program)
 
 
-@some(60)
+@some(40)
 @given(strategies.FAMILIES["tracing"])
 def test_tracing(program: Program) -> None:
     run(program)
 
 
-@some(8)
+@some(6)
 @given(strategies.FAMILIES["compile"])
 def test_compile(program: Program) -> None:
     run(program)
