@@ -33,7 +33,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -226,12 +226,14 @@ class Program:
         self.reseed()
         return f(x, *self.seeds())
 
-    def plain(self, dtype: torch.dtype, noise: float = 0.0, key: int = 0) -> Results:
+    def plain(
+        self, dtype: torch.dtype, noise: float = 0.0, key: int = 0, is_truth: bool = True
+    ) -> Results:
         """The results by the reference, by loops and torch.autograd.grad alone."""
         f = self._reference(noise, key)
         for step in reversed(self.steps):
             f = step.plain(f)
-        accurate = _ACCURATE if dtype == torch.float64 else {}
+        accurate = _ACCURATE if is_truth and dtype == torch.float64 else {}
         # PyTorch's hardsigmoid has no second derivative.
         accurate = {"hardsigmoid": _ACCURATE["hardsigmoid"], **accurate}
         self.reseed()
@@ -419,6 +421,8 @@ def tidy() -> None:
         torch._C._functorch.pop_dynamic_layer_stack()
     while forward_ad._current_level >= 0:
         forward_ad.exit_dual_level()
+    with suppress(RuntimeError):  # of compiled code, which enters it by itself
+        torch._C._exit_dual_level(level=0)
 
 
 def _words(error: Exception) -> str:
@@ -485,7 +489,7 @@ def _error(program: Program, got: Tensor, truth: Tensor) -> tuple[float, float]:
 
 def _limits_if_ill_conditioned(program: Program, truth: Results) -> list[float]:
     """What the rule adds for each result."""
-    eager = program.plain(DTYPES[program.dtype])
+    eager = program.plain(DTYPES[program.dtype], is_truth=False)
     noisy = [program.plain(torch.float64, _eps(program), key) for key in range(4)]
     limits = []
     for i, t in enumerate(truth):

@@ -343,6 +343,10 @@ def _traced_steps(draw: Draw, tracer: Tracer, is_differentiated: bool) -> list[S
     kinds = ["grad", "vjp", "jvp", *(() if is_differentiated else (*HESSIANS[:1], *JACOBIANS[:2]))]
     if is_differentiated and (tracer.backend != "eager" or tracer.how == "aot_function"):
         kinds = kinds[:2]
+    if tracer.backend == "inductor":
+        # PyTorch's own functions fail in forward mode there, and leave forward mode broken: a view
+        # of a number and its tangent that are laid out in two ways.
+        kinds = kinds[:2]
     steps: list[Step] = [Derivative(draw(st.sampled_from(kinds)), draw(st.integers(0, 7)))]
     if draw(st.booleans()):
         steps.insert(draw(st.integers(0, 1)), Vmap())
