@@ -354,8 +354,13 @@ def _warnings_as_errors() -> Iterator[None]:
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
         # Of torch.func.linearize.
         warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node")
+        keys = (
+            torch._C._dispatch_tls_local_include_set(),
+            torch._C._dispatch_tls_local_exclude_set(),
+        )
         try:
-            yield
+            with torch._C._ForceDispatchKeyGuard(*keys):  # a failed trace may not put them back
+                yield
         finally:
             logging.disable(disabled)
 

@@ -53,7 +53,7 @@ def test_autograd(program: Program) -> None:
     run(program)
 
 
-@some(120)
+@some(150)
 @given(strategies.FAMILIES["functorch"])
 def test_functorch(program: Program) -> None:
     run(program)
@@ -65,7 +65,7 @@ def test_tracing(program: Program) -> None:
     run(program)
 
 
-@some(6)
+@some(10)
 @given(strategies.FAMILIES["compile"])
 def test_compile(program: Program) -> None:
     run(program)
