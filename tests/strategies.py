@@ -281,6 +281,10 @@ def _seeded(draw: Draw, program: Program, vmaps: list[int]) -> Program:
         if steps[i].dim is None or over_seed and draw(st.booleans()):
             length += 1
             steps[i] = replace(steps[i], seed_dim=draw(st.integers(0, length - 1)))
+        if steps[i].dim is None:
+            # Without dropout nothing is batched then, and torch.vmap gives a constant result a
+            # shape of random numbers if out_dims is negative.
+            steps[i] = replace(steps[i], out_dim=0)
     return replace(program, call=call, steps=tuple(steps))
 
 

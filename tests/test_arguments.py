@@ -241,10 +241,6 @@ def misuses(x: Tensor, state: Tensor) -> dict[str, tuple[Callable[[], Any], str]
             lambda: OPS.forward(x, x[:2], "relu", [], 0.5, False, None, "sum", []),
             "Float",
         ),
-        "state strided": (
-            lambda: OPS.forward(x, state.repeat(2)[::2], "relu", [], 0.5, False, None, "sum", []),
-            "contiguous",
-        ),
         "no such activation": (
             lambda: OPS.forward(x, None, "rellu", [], 0.0, False, None, "sum", []),
             "rellu",

@@ -283,7 +283,7 @@ BITS: dict[str, tuple[str, Change, str]] = {
     "bits on the CPU": (
         "backward_bits",
         lambda a: {"bits": a["bits"].cpu()},
-        "contiguous uint8 tensor on cuda:0",
+        "uint8 tensor of one dimension on cuda:0",
     ),
     "an order of other dimensions": (
         "forward forward_bits forward_ forward_random backward backward_bits curvature",

@@ -360,8 +360,8 @@ def backward_bits(**changed: Any) -> Tensor:
             {"bits": lambda: torch.zeros(1, dtype=torch.uint8)},
             r"bits of shape \[3, 5\] have shape \[2\], but got \[1\]",
         ),
-        ({"bits": lambda: torch.zeros(2, dtype=torch.int8)}, "contiguous uint8 tensor"),
-        ({"bits": lambda: torch.zeros(4, dtype=torch.uint8)[::2]}, "contiguous uint8 tensor"),
+        ({"bits": lambda: torch.zeros(2, dtype=torch.int8)}, "uint8 tensor of one dimension"),
+        ({"bits": lambda: torch.zeros(2, 1).byte()}, "uint8 tensor of one dimension"),
         ({"order": [1]}, r"order is empty or a permutation of 2 dimensions, but got \[1\]"),
         ({"order": [1, 1]}, "permutation of 2 dimensions"),
         ({"order": [2, 0]}, "permutation of 2 dimensions"),
@@ -376,3 +376,8 @@ def test_wrong_arguments_of_backward_bits(changed: dict[str, Any], message: str)
     with pytest.raises(ValueError, match=message):
         backward_bits(**{k: v() if callable(v) else v for k, v in changed.items()})
     assert torch.equal(backward_bits(), torch.ones(3, 5))
+
+
+def test_bits_of_any_strides() -> None:
+    bits = torch.tensor([0b10110001, 0, 0b1100101, 0], dtype=torch.uint8)
+    assert torch.equal(backward_bits(bits=bits[::2]), backward_bits(bits=bits[::2].clone()))

@@ -109,11 +109,11 @@ def test_stub_has_the_signatures(name: str) -> None:
 
 def test_the_door_makes_tuples() -> None:
     x = torch.randn(4)
-    made = _C.forward(ActRegOutput, x, None, "relu", (), 0.0, False, 0.0, 0.0)
+    made = _C.forward(ActRegOutput, x, None, "relu", (), 0.0, False, 0.0, 0.0, "sum")
     assert type(made) is ActRegOutput and torch.equal(made.output, x.relu())
     assert {made: 1} == {ActRegOutput(*made): 1}  # a tuple made by hand may lack its hash
     with pytest.raises(TypeError, match="type must be a subclass of tuple, got list"):
-        _C.forward(list, x, None, "relu", (), 0.0, False, 0.0, 0.0)  # type: ignore[type-var]
+        _C.forward(list, x, None, "relu", (), 0.0, False, 0.0, 0.0, "sum")  # type: ignore[type-var]
 
 
 def stub() -> dict[str, ast.FunctionDef]:

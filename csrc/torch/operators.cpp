@@ -2,7 +2,6 @@
 #include "torch/operators.h"
 
 #include <ATen/Functions.h>
-#include <ATen/MemoryOverlap.h>
 
 #include <algorithm>
 
@@ -24,16 +23,6 @@ double denominator(c10::string_view reduction, at::IntArrayRef sizes) {
 
 bool is_a_reduction(c10::string_view name) {
   return name == "mean" || name == "batch" || name == "token" || name == "sum";
-}
-
-void check_order(at::IntArrayRef order, size_t dims) {
-  if (order.empty()) return;
-  bool fits = order.size() == dims;
-  for (size_t dim = 0; dim < dims; ++dim) {
-    fits = fits && std::count(order.begin(), order.end(), static_cast<int64_t>(dim)) == 1;
-  }
-  TORCH_CHECK_VALUE(fits, "actreg: order is empty or a permutation of ", dims,
-                    " dimensions, but got ", order);
 }
 
 void check_dpenalty(const OptionalTensor& dpenalty, const Attributes& attributes) {
@@ -186,70 +175,6 @@ BitsProblem bits_problem(const OptionalTensor& dy, const OptionalTensor& dpenalt
   }
   made.problem.penalty.divide_by(denominator(attributes.reduction, sizes));
   return made;
-}
-
-Order order_of(const Tensor& x) {
-  // What cannot be decided about unknown sizes counts as false; the row-major order is always
-  // right.
-  const auto surely = [](const c10::SymBool& b) { return TORCH_GUARD_OR_FALSE(b); };
-  if (surely(x.unsafeGetTensorImpl()->sym_is_contiguous())) return {};
-  const auto sizes = x.sym_sizes(), strides = x.sym_strides();
-  Order order;  // sorted by insertion, which stays stable where comparisons are not decided
-  for (int64_t dim = 0; dim < x.dim(); ++dim) {
-    auto at = order.end();
-    while (at != order.begin() && surely(strides[dim].sym_gt(strides[at[-1]]))) --at;
-    order.insert(at, dim);
-  }
-  c10::SymInt expected = 1;
-  for (size_t i = order.size(); i-- > 0;) {
-    const int64_t dim = order[i];
-    if (surely(sizes[dim].sym_eq(1))) continue;
-    if (!surely(strides[dim].sym_eq(expected))) return {};
-    expected = expected * sizes[dim];
-  }
-  return std::is_sorted(order.begin(), order.end()) ? Order() : order;
-}
-
-at::DimVector strides_of(at::IntArrayRef sizes, at::IntArrayRef order) {
-  at::DimVector strides(sizes.size());
-  int64_t stride = 1;
-  for (int64_t i = static_cast<int64_t>(sizes.size()) - 1; i >= 0; --i) {
-    const int64_t dim = order.empty() ? i : order[i];
-    strides[dim] = stride;
-    stride *= std::max<int64_t>(sizes[dim], 1);
-  }
-  return strides;
-}
-
-namespace {
-
-bool is_in_order(const Tensor& x, at::IntArrayRef order) {
-  if (order.empty()) return x.is_contiguous();
-  const auto dense = strides_of(x.sizes(), order);
-  for (size_t dim = 0; dim < dense.size(); ++dim) {
-    if (x.size(dim) != 1 && x.stride(dim) != dense[dim]) return false;
-  }
-  return true;
-}
-Tensor empty_in_order(const Tensor& like, at::IntArrayRef order) {
-  return at::empty_strided(like.sizes(), strides_of(like.sizes(), order), like.options());
-}
-
-}  // namespace
-
-Tensor in_order(const Tensor& x, at::IntArrayRef order) {
-  return is_in_order(x, order) ? x : empty_in_order(x, order).copy_(x);
-}
-
-Tensor in_order_of(const Tensor& x, const OptionalTensor& dy, at::IntArrayRef order) {
-  if (!dy || !dy->defined()) return empty_in_order(x, order).zero_();
-  if (dy->scalar_type() == x.scalar_type() && is_in_order(*dy, order)) return *dy;
-  return empty_in_order(x, order).copy_(*dy);
-}
-
-Tensor writable(const Tensor& x, at::IntArrayRef order) {
-  at::assert_no_internal_overlap(x);
-  return is_in_order(x, order) ? x : Tensor();
 }
 
 at::ScalarType accumulation_type(const Tensor& x) {

@@ -15,11 +15,9 @@
 #include "core/kept.h"
 #include "core/operator.h"
 #include "core/problem.h"
+#include "torch/order.h"
 
 namespace actreg {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // What all operators take after their tensors, in the schemas' order.
 struct Attributes {
@@ -37,23 +35,6 @@ struct Attributes {
       std::optional<at::ArrayRef<double>> coefficients, c10::string_view reduction,       \
       at::IntArrayRef order
 #define ACTREG_ATTRIBUTE_NAMES activation, parameters, p, on_output, coefficients, reduction, order
-
-// Note [Positions]
-// The mask and the bits count the elements of x in one order: `order` names the dimensions of x
-// from the outermost to the innermost; the empty order is the row-major one. Every operator takes
-// the order as an argument. No operator reads the order off the strides of a tensor, because
-// autograd, functorch, Inductor and hooks on saved tensors hand over copies whose strides differ:
-// the numbers of such a copy are right, and only the order says where they stood in forward.
-// order_of(x), called once before forward, is where strides become an order.
-using Order = at::DimVector;
-// The memory order of x, if the elements of x fill a block of memory; else the row-major order.
-Order order_of(const Tensor& x);
-// The dense strides of a tensor of these sizes in that order.
-at::DimVector strides_of(at::IntArrayRef sizes, at::IntArrayRef order);
-// x itself if x is dense in that order; else such a copy.
-Tensor in_order(const Tensor& x, at::IntArrayRef order);
-// A dense tensor in that order, of the shape and type of x, that holds dy; zeros without a dy.
-Tensor in_order_of(const Tensor& x, const OptionalTensor& dy, at::IntArrayRef order);
 
 using Forward = std::tuple<Tensor, Tensor>(const Tensor& x, const OptionalTensor& rng_state,
                                            ACTREG_ATTRIBUTES);
@@ -123,8 +104,6 @@ inline uint8_t* address_of(const OptionalTensor& bits) {
   return bits ? const_cast<uint8_t*>(bits->const_data_ptr<uint8_t>()) : nullptr;
 }
 
-// x itself if kernels can write where they read, nothing if not. Throws if x overlaps itself.
-Tensor writable(const Tensor& x, at::IntArrayRef order);
 // Of a bit for each element.
 template <class Integer>
 Integer bytes_of_bits(Integer elements) {
