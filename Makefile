@@ -3,6 +3,7 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 TORCH_INDEX ?=
 CUDA_TORCH ?= 2.14.1
+CUDA_ARCH_LIST ?= 8.0;9.0+PTX
 CXX ?= g++
 ARGS ?=
 
@@ -29,6 +30,7 @@ help:  ## list the targets and the variables
 	@echo '  TORCH=2.11.0        another PyTorch than $(TORCH)'
 	@echo '  TORCH_INDEX=https://download.pytorch.org/whl/cpu   on Linux: PyTorch without CUDA, much smaller'
 	@echo '  CUDA_TORCH=2.11.0   the PyTorch of cuda-torch, instead of $(CUDA_TORCH)'
+	@echo '  CUDA_ARCH_LIST=     what setup.py builds for, in cuda-torch, instead of $(CUDA_ARCH_LIST)'
 	@echo '  ARGS="-k dropout"   options for what runs: tests, demo, mutations, benchmark, ...'
 	@echo '  ARGS="--steps build timing"   for gpu-check: only these steps; --minutes limits them all'
 
@@ -62,7 +64,7 @@ cuda: $(READY)  ## compile the CUDA kernels by nvcc alone and read their machine
 
 cuda-torch: build/cuda-torch/.venv  ## build everything against a PyTorch for CUDA, and test it without a GPU
 	git ls-files -z -co --exclude-standard | xargs -0 cp --parents -ut build/cuda-torch
-	cd build/cuda-torch && ACTREG_CUDA=1 .venv/bin/python -m pip install -e '.[test]'
+	cd build/cuda-torch && ACTREG_CUDA=1 TORCH_CUDA_ARCH_LIST="$(CUDA_ARCH_LIST)" .venv/bin/python -m pip install -e '.[test]'
 	cd build/cuda-torch && .venv/bin/python -m pytest tests/test_fake_cuda.py tests/test_doctor.py $(ARGS)
 
 gpu-check:  ## build, test, sanitize and time on a GPU, with the PyTorch that $(PYTHON) has: no network needed

@@ -81,21 +81,18 @@ def cuda_toolkit(torch_cuda: str | None) -> tuple[str, str]:
 
 
 def cuda_architectures(toolkit: str, torch: ModuleType) -> str:
-    """TORCH_CUDA_ARCH_LIST unless it is set: Ampere, Hopper, and the GPUs of this machine.
+    """TORCH_CUDA_ARCH_LIST unless it is set: Ampere, Hopper, Blackwell, and this machine's GPUs.
 
-    sm_80 runs on all GPUs of 8.x, and from the PTX of 9.0 the driver makes the code for every GPU
-    after it; of the newest GPU here there is PTX too.
+    The code for 8.0 runs on every GPU of 8.x, that for 10.0 on 10.x, that for 12.0 on 12.x. nvcc
+    knows 10.0 and 12.0 from release 12.8 on. For any other GPU after 9.0 the driver makes the code
+    from the PTX of 9.0, at the first use of each dtype, which takes about ten seconds.
     """
     known = output_of(f"{toolkit}/bin/nvcc", "--list-gpu-arch").split()
     present = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-    wanted = {(8, 0), (9, 0)} | {
-        capability for capability in present if capability[0] not in (8, 9)
-    }
+    built = {(8, 0), (9, 0), (10, 0), (12, 0)}
+    wanted = built | {c for c in present if c[0] not in {major for major, _ in built}}
     usable = sorted(c for c in wanted if f"compute_{c[0]}{c[1]}" in known)
-    return ";".join(
-        f"{major}.{minor}" + "+PTX" * ((major, minor) == (9, 0) or (major, minor) == usable[-1])
-        for major, minor in usable
-    )
+    return ";".join(f"{c[0]}.{c[1]}" + "+PTX" * (c == (9, 0)) for c in usable)
 
 
 def openmp_flags(torch: ModuleType, include_paths: list[str], compiler: str) -> list[str]:
