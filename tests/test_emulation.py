@@ -16,7 +16,8 @@ from tests import table
 if not hasattr(torch.ops.actreg_emulation, "configure"):
     pytest.skip("runs on the emulated device (make emulate)", allow_module_level=True)
 
-# Around what a thread, a warp and a block take at a time; and more parts than there may be.
+# Around what a thread, a warp and a block take at a time. From 8192 elements on the emulated device
+# has large tiles, a GPU from 2^21 on.
 LENGTHS = [1, 255, 256, 257, 2047, 2048, 2049, 8191, 8192, 8193, 3 * 8192 + 259]
 emulation = torch.ops.actreg_emulation
 
@@ -49,6 +50,18 @@ def test_grid_and_order_change_no_bit(dtype: torch.dtype, n: int) -> None:
             results.append((*result, table.gradient(result, leaf, dy)))
     for result in results:
         assert all(map(torch.equal, result, results[0]))
+
+
+@pytest.mark.parametrize("n", [1, 5000, 3 * 8192 + 259])
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_no_penalty(dtype: torch.dtype, n: int, p: float) -> None:
+    """Then the sums are left out; the penalty is 0 all the same, even of infinities."""
+    x = torch.randn(n).to(dtype)
+    with_sums, without = (act_reg(x, "relu", l1=l1, p=p, seed=1) for l1 in (1.0, 0.0))
+    assert torch.equal(with_sums.output, without.output)
+    assert without.penalty == 0
+    x[0] = float("inf")
+    assert act_reg(x, "relu", p=p, seed=1).penalty == 0
 
 
 def test_blocks_side_by_side() -> None:

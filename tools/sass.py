@@ -1,6 +1,6 @@
 """What a CUDA kernel executes for each element, read off its machine code (SASS).
 
-The way of the inner loop through whole tiles is the cheapest cycle in the control flow that has all
+A way through the loop over the steps of a whole tile is a cycle in the control flow that has all
 the 128-bit loads and a 128-bit store on it.
 """
 
@@ -11,10 +11,12 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+Pipes = dict[str, tuple[int, str]]
+
 # How many of the slots in which a scheduler could issue an instruction one of these keeps its pipe
 # busy, which takes 128 / (lanes for each clock of a multiprocessor) of them: the throughputs of
 # compute capability 9.0 in "Arithmetic Instructions" of the CUDA C++ Programming Guide.
-PIPES = {
+PIPES: Pipes = {
     "issue": (1, ""),
     "fma": (1, r"FADD|FMUL|FFMA|HADD2|HMUL2|HFMA2|IMAD"),
     "multiply": (2, r"IMAD"),  # one half of the former
@@ -26,6 +28,11 @@ PIPES = {
     "special": (8, r"MUFU|F2F$|I2F|F2I|FRND|FLO|POPC"),
     "double": (2, r"DADD|DMUL|DFMA|DSETP|DMNMX"),
     "shuffle": (4, r"SHFL"),
+}
+# 8.0 has half as many lanes for floating point, 12.0 two for doubles; 10.0 is taken to be as 9.0.
+PIPES_OF: dict[str, Pipes] = {
+    "sm_80": {**PIPES, "fma": (2, PIPES["fma"][1]), "double": (4, PIPES["double"][1])},
+    "sm_120": {**PIPES, "double": (64, PIPES["double"][1])},
 }
 _LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);")
 _FUNCTION = re.compile(r"^\s*Function : (\S+)")
@@ -46,10 +53,11 @@ def count(body: Body, pattern: str) -> int:
     return sum(re.match(pattern, i.name) is not None for i in body)
 
 
-def busiest(body: Body) -> tuple[int, str]:
+def busiest(body: Body, architecture: str) -> tuple[int, str]:
     """Return the pipe that takes most slots, and how many."""
+    pipes = PIPES_OF.get(architecture, PIPES)
     opcodes = [i._replace(name=i.name.split(".")[0]) for i in body]
-    return max((slots * count(opcodes, names), pipe) for pipe, (slots, names) in PIPES.items())
+    return max((slots * count(opcodes, names), pipe) for pipe, (slots, names) in pipes.items())
 
 
 def functions(listing: str) -> Iterator[tuple[str, Body]]:
@@ -105,18 +113,46 @@ def _successors(body: Body) -> list[list[int]]:
     return result
 
 
-def main_loop(body: Body, loads: int) -> Body:
-    """Return the cheapest cycle with so many 128-bit loads and a 128-bit store, or nothing."""
+def main_loops(body: Body, loads: int) -> list[Body]:
+    """Return the ways with so many 128-bit loads and a 128-bit store, the cheapest first.
+
+    One for each place that has the stores.
+    """
     successors = _successors(body)
     wide = [(found := re.match(r"(LDG|STG)\S*\.128", i.name)) and found[1] for i in body]
-    shortest: list[int] = []
+    cycles: list[list[int]] = []
     stores = [i for i, kind in enumerate(wide) if kind == "STG"]
     while stores:
-        cycle = _shortest_cycle(successors, wide, stores[0], loads)
-        if cycle and (not shortest or len(cycle) < len(shortest)):
-            shortest = cycle
+        if cycle := _shortest_cycle(successors, wide, stores[0], loads):
+            cycles.append(cycle)
         stores = [store for store in stores[1:] if store not in cycle]
-    return [body[i] for i in shortest]
+    return [[body[i] for i in cycle] for cycle in sorted(cycles, key=len)]
+
+
+def way(body: Body, begin: str, end: str, loop: Body) -> int:
+    """Return the fewest instructions from one that is called so to another.
+
+    An instruction of the loop where the loop has one; an empty name is the kernel's start.
+    """
+    successors = _successors(body)
+    addresses = {instruction.address for instruction in loop}
+
+    def places(name: str) -> set[int]:
+        if not name:
+            return {0}
+        found = {i for i, instruction in enumerate(body) if re.match(name, instruction.name)}
+        return {i for i in found if body[i].address in addresses} or found
+
+    distances = dict.fromkeys(places(begin), 0)
+    queue, ends = list(distances), places(end)
+    for i in queue:  # which grows
+        if i in ends:
+            return distances[i]
+        for j in successors[i]:
+            if j not in distances:
+                distances[j] = distances[i] + 1
+                queue.append(j)
+    return 0
 
 
 def _shortest_cycle(

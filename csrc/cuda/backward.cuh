@@ -14,8 +14,33 @@ struct Gradient {
   using T = typename NumberOf<E>::type;
   const E* dy;  // null for zeros
   bool dy_is_scalar;
-  Slopes<T, bool> slopes;
   bool dropped_count;
+  // These come from the device's memory, once for each block: see read().
+  Dropout dropout;
+  T c1, c2_twice;
+  bool l2_is_on;
+  bool is_read;
+
+  __device__ Gradient(const Task& task, bool dy_is_scalar)
+      : dy(static_cast<const E*>(task.dy)),
+        dy_is_scalar(dy_is_scalar),
+        dropped_count(task.counted == kKeepAll),
+        dropout(task.dropout),
+        c1(0),
+        c2_twice(0),
+        l2_is_on(false),
+        is_read(false) {}
+
+  // To be called when the loads of the first step are under way, which take as long.
+  template <bool kDraws>
+  __device__ void read(const Task& task, const RandomState& random,
+                       const typename NumberOf<E>::Sum* dpenalty) {
+    if (is_read) return;
+    is_read = true;
+    if constexpr (kDraws) dropout = drawn(task.dropout, random);
+    const PenaltySums<double> c = task.penalty.slopes(dpenalty);
+    c1 = T(c.l1), c2_twice = T(2 * c.l2), l2_is_on = c.l2 != 0;
+  }
 
   // The thread's vectors `at`, `at` + 1, ... of dy, of the same element everywhere, or of zeros.
   template <bool kWhole, int kCount>
@@ -28,18 +53,14 @@ struct Gradient {
   }
 };
 
-// The thread's vectors `at`, `at` + 1, ... of a tile.
-template <bool kDrops, bool kWhole, class E, class Act>
-__device__ void backward_vectors(const Act& act, const Task& task, const Dropout& dropout,
-                                 const Gradient<E>& gradient, const Tile<E>& tile, int at) {
+// x becomes dx.
+template <bool kDrops, class E, class Act, int kCount, class IsOn, class Counts>
+__device__ void to_dx(const Act& act, const Gradient<E>& gradient, IsOn l2_is_on,
+                      Counts dropped_count, const RandomBits<E> (&random)[kCount],
+                      const Vector<E> (&dy)[kCount], Vector<E> (&x)[kCount]) {
   using T = typename NumberOf<E>::type;
-  constexpr int kCount = kVectorsAtOnce<E, kWhole>;
-  const T s(dropout.scale);
-  Vector<E> x[kCount], dy[kCount];
-  load<kWhole>(tile, static_cast<const E*>(task.x), at, x);
-  gradient.template load_dy<kWhole>(tile, at, dy);
-  RandomBits<E> random[kCount];
-  if constexpr (kDrops) draw(tile, dropout, at, random);
+  const T s(gradient.dropout.scale);
+  const Slopes<T, bool> slopes{gradient.c1, gradient.c2_twice, l2_is_on};
 #pragma unroll
   for (int j = 0; j < kCount; ++j) {
 #pragma unroll
@@ -49,42 +70,42 @@ __device__ void backward_vectors(const Act& act, const Task& task, const Dropout
       for (int i = 0; i < 2; ++i) {
         const T in = x[j].get(k + i), dy_i = dy[j].get(k + i);
         if constexpr (kDrops) {
-          const bool keep = random[j].is_below(dropout.threshold, k + i);
-          dx[i] = backward(act, in, dy_i, keep, gradient.dropped_count, s, gradient.slopes);
+          const bool keep = random[j].is_below(gradient.dropout.threshold, k + i);
+          dx[i] = backward(act, in, dy_i, keep, bool{dropped_count}, s, slopes);
         } else {
-          dx[i] = backward(act, in, dy_i, Always{}, Always{}, s, gradient.slopes);
+          dx[i] = backward(act, in, dy_i, Always{}, Always{}, s, slopes);
         }
       }
       x[j].set(k, dx);
     }
   }
-  store<kWhole>(tile, static_cast<E*>(task.out), at, x);
-}
-
-template <class E>
-__device__ Gradient<E> gradient_of(const Task& task, const typename NumberOf<E>::Sum* dpenalty,
-                                   bool dy_is_scalar) {
-  using T = typename NumberOf<E>::type;
-  const PenaltySums<double> c = task.penalty.slopes(dpenalty);
-  return {static_cast<const E*>(task.dy),
-          dy_is_scalar,
-          {T(c.l1), T(2 * c.l2), c.l2 != 0},
-          task.counted == kKeepAll};
 }
 
 template <bool kDrops, class E, class Act>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<E, false>)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<E, false, kDrops>)
     backward_kernel(const Act act, const Task task, const int64_t n, const bool is_aligned,
                     const RandomState random, const typename NumberOf<E>::Sum* dpenalty,
                     const bool dy_is_scalar) {
-  const Dropout dropout = drawn(task.dropout, random);
-  const Gradient<E> gradient = gradient_of<E>(task, dpenalty, dy_is_scalar);
-  const int64_t tiles = tiles_of<E>(n);
+  Gradient<E> gradient(task, dy_is_scalar);
+  const int64_t elements = Tile<E>::elements_of(n);
 #pragma unroll 1
-  for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {
-    const Tile<E> tile(index, n, is_aligned);
-    for_each_step(tile, [&](auto whole, int at) {
-      backward_vectors<kDrops, decltype(whole)::value>(act, task, dropout, gradient, tile, at);
+  for (int64_t begin = blockIdx.x * elements; begin < n; begin += gridDim.x * elements) {
+    const Tile<E> tile(begin, n, is_aligned);
+    for_each_step<false>(tile, [&](auto whole, int at) {
+      constexpr bool kWhole = decltype(whole)::value;
+      constexpr int kCount = kVectorsAtOnce<E, false, kWhole>;
+      Vector<E> x[kCount], dy[kCount];
+      load<kWhole>(tile, static_cast<const E*>(task.x), at, x);
+      gradient.template load_dy<kWhole>(tile, at, dy);
+      gradient.template read<kDrops>(task, random, dpenalty);
+      RandomBits<E> bits[kCount];
+      if constexpr (kDrops) draw(tile, gradient.dropout, at, bits);
+      with_flag<kWhole>(gradient.l2_is_on, [&](auto l2_is_on) {
+        with_flag<kWhole && kDrops>(gradient.dropped_count, [&](auto dropped_count) {
+          to_dx<kDrops>(act, gradient, l2_is_on, dropped_count, bits, dy, x);
+          store<kWhole>(tile, static_cast<E*>(task.out), at, x);
+        });
+      });
     });
   }
 }
@@ -98,10 +119,10 @@ cudaError_t backward_of(const Problem& problem, const Launch& launch, const Rand
   visit_of_x(
       [&](auto act) {
         error = dispatch<decltype(act), E>(problem, [&](auto drops) {
-          return run(backward_kernel<decltype(drops)::value, E, decltype(act)>,
-                     tiles_of<E>(launch.n), launch, act, static_cast<const Task&>(problem),
-                     launch.n, is_aligned, random,
-                     static_cast<const typename NumberOf<E>::Sum*>(dpenalty), dy_is_scalar);
+          return run<backward_kernel<decltype(drops)::value, E, decltype(act)>>(
+              tiles_of<E>(launch.n), launch, act, static_cast<const Task&>(problem), launch.n,
+              is_aligned, random, static_cast<const typename NumberOf<E>::Sum*>(dpenalty),
+              dy_is_scalar);
         });
       },
       problem);

@@ -7,21 +7,13 @@
 namespace actreg {
 namespace cuda {
 
-// The thread's vectors `at`, `at` + 1, ... of a tile.
-template <bool kDrops, bool kWhole, class E>
-__device__ void backward_bits_vectors(const TwoSlopes& slopes, const Task& task,
-                                      const Dropout& dropout, const Gradient<E>& gradient,
-                                      const Tile<E>& tile, int at) {
+// dy becomes dx; `on` has the bits of each vector.
+template <bool kDrops, class E, int kCount, class Counts>
+__device__ void to_dx_from_bits(const TwoSlopes& slopes, const Gradient<E>& gradient,
+                                Counts dropped_count, const RandomBits<E> (&random)[kCount],
+                                const unsigned (&on)[kCount], Vector<E> (&dy)[kCount]) {
   using T = typename NumberOf<E>::type;
-  constexpr int kCount = kVectorsAtOnce<E, kWhole>;
-  const T s(dropout.scale);
-  Vector<E> dy[kCount];
-  unsigned on[kCount];
-  gradient.template load_dy<kWhole>(tile, at, dy);
-#pragma unroll
-  for (int j = 0; j < kCount; ++j) on[j] = load_bits(tile, task.bits, at + j);
-  RandomBits<E> random[kCount];
-  if constexpr (kDrops) draw(tile, dropout, at, random);
+  const T s(gradient.dropout.scale), c1 = gradient.c1;
 #pragma unroll
   for (int j = 0; j < kCount; ++j) {
 #pragma unroll
@@ -29,11 +21,11 @@ __device__ void backward_bits_vectors(const TwoSlopes& slopes, const Task& task,
       T dx[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const T dy_i = dy[j].get(k + i), c1 = gradient.slopes.c1;
+        const T dy_i = dy[j].get(k + i);
         const bool is_on = on[j] >> (k + i) & 1;
         if constexpr (kDrops) {
-          const bool keep = random[j].is_below(dropout.threshold, k + i);
-          dx[i] = backward_from_bit(is_on, slopes, dy_i, keep, gradient.dropped_count, s, c1);
+          const bool keep = random[j].is_below(gradient.dropout.threshold, k + i);
+          dx[i] = backward_from_bit(is_on, slopes, dy_i, keep, bool{dropped_count}, s, c1);
         } else {
           dx[i] = backward_from_bit(is_on, slopes, dy_i, Always{}, Always{}, s, c1);
         }
@@ -41,24 +33,34 @@ __device__ void backward_bits_vectors(const TwoSlopes& slopes, const Task& task,
       dy[j].set(k, dx);
     }
   }
-  store<kWhole>(tile, static_cast<E*>(task.out), at, dy);
 }
 
 // kDrops: the mask has to be drawn again.
 template <bool kDrops, class E>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<E, false>)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<E, false, kDrops>)
     backward_bits_kernel(const TwoSlopes slopes, const Task task, const int64_t n,
                          const bool is_aligned, const RandomState random,
                          const typename NumberOf<E>::Sum* dpenalty, const bool dy_is_scalar) {
-  const Dropout dropout = drawn(task.dropout, random);
-  const Gradient<E> gradient = gradient_of<E>(task, dpenalty, dy_is_scalar);
-  const int64_t tiles = tiles_of<E>(n);
+  Gradient<E> gradient(task, dy_is_scalar);
+  const int64_t elements = Tile<E>::elements_of(n);
 #pragma unroll 1
-  for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {
-    const Tile<E> tile(index, n, is_aligned);
-    for_each_step(tile, [&](auto whole, int at) {
-      backward_bits_vectors<kDrops, decltype(whole)::value>(slopes, task, dropout, gradient, tile,
-                                                            at);
+  for (int64_t begin = blockIdx.x * elements; begin < n; begin += gridDim.x * elements) {
+    const Tile<E> tile(begin, n, is_aligned);
+    for_each_step<false>(tile, [&](auto whole, int at) {
+      constexpr bool kWhole = decltype(whole)::value;
+      constexpr int kCount = kVectorsAtOnce<E, false, kWhole>;
+      Vector<E> dy[kCount];
+      unsigned on[kCount];
+      gradient.template load_dy<kWhole>(tile, at, dy);
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) on[j] = load_bits(tile, task.bits, at + j);
+      gradient.template read<kDrops>(task, random, dpenalty);
+      RandomBits<E> bits[kCount];
+      if constexpr (kDrops) draw(tile, gradient.dropout, at, bits);
+      with_flag<kWhole && kDrops>(gradient.dropped_count, [&](auto dropped_count) {
+        to_dx_from_bits<kDrops>(slopes, gradient, dropped_count, bits, on, dy);
+        store<kWhole>(tile, static_cast<E*>(task.out), at, dy);
+      });
     });
   }
 }
@@ -67,10 +69,12 @@ template <class E>
 cudaError_t backward_bits_of(const Problem& problem, const TwoSlopes& slopes, const Launch& launch,
                              const RandomState& random, const void* dpenalty, bool dy_is_scalar) {
   const bool is_aligned = are_aligned({problem.out, dy_is_scalar ? nullptr : problem.dy});
-  return run(problem.draws_again() ? backward_bits_kernel<true, E> : backward_bits_kernel<false, E>,
-             tiles_of<E>(launch.n), launch, slopes, static_cast<const Task&>(problem), launch.n,
-             is_aligned, random, static_cast<const typename NumberOf<E>::Sum*>(dpenalty),
-             dy_is_scalar);
+  const auto launch_kernel = [&](auto draws) {
+    return run<backward_bits_kernel<decltype(draws)::value, E>>(
+        tiles_of<E>(launch.n), launch, slopes, static_cast<const Task&>(problem), launch.n,
+        is_aligned, random, static_cast<const typename NumberOf<E>::Sum*>(dpenalty), dy_is_scalar);
+  };
+  return problem.draws_again() ? launch_kernel(std::true_type{}) : launch_kernel(std::false_type{});
 }
 
 }  // namespace cuda

@@ -31,9 +31,9 @@ cudaError_t curvature(const Problem& problem, const Launch& launch, const Random
   cudaError_t error = cudaSuccess;
   visit_of_x(
       [&](auto act) {
-        error = run(curvature_kernel<decltype(act)>, (launch.n + kThreads - 1) / kThreads, launch,
-                    act, static_cast<const Task&>(problem), launch.n, random,
-                    static_cast<const double*>(dpenalty), dy_is_scalar);
+        error = run<curvature_kernel<decltype(act)>>(
+            (launch.n + kThreads - 1) / kThreads, launch, act, static_cast<const Task&>(problem),
+            launch.n, random, static_cast<const double*>(dpenalty), dy_is_scalar);
       },
       problem);
   return error;

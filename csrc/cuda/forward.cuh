@@ -9,31 +9,27 @@
 namespace actreg {
 namespace cuda {
 
-// The thread's vectors `at`, `at` + 1, ... of a tile; kAllCount: dropped elements count too.
-template <bool kDrops, bool kWhole, bool kAllCount, class E, class Act, class T>
-__device__ void forward_vectors(const Act& act, const Task& task, const Dropout& dropout,
-                                const Tile<E>& tile, int at, PenaltySums<T>& sums) {
-  constexpr int kCount = kVectorsAtOnce<E, kWhole>;
+// The penalty's sums of one tile, by one thread. See Note [The penalty's bits].
+template <class T>
+struct TileSums {
+  T l1{0}, l2{0};
+
+  __device__ void add(T t) {
+    l1 += abs(t);
+    l2 = add_square(t, l2);
+  }
+};
+
+// x becomes y. counts(whether a valid element is kept) says whether the element counts.
+template <bool kDrops, bool kWhole, class E, class Act, int kCount, class Counts, class Sums>
+__device__ void to_y(const Act& act, const Dropout& dropout, const Tile<E>& tile, int at,
+                     Counts counts, const RandomBits<E> (&random)[kCount], Vector<E> (&x)[kCount],
+                     Sums& sums) {
+  using T = typename NumberOf<E>::type;
   const T s(dropout.scale);
-  Vector<E> x[kCount];
-  load<kWhole>(tile, static_cast<const E*>(task.x), at, x);
-  RandomBits<E> random[kCount];
-  if constexpr (kDrops) draw(tile, dropout, at, random);
 #pragma unroll
   for (int j = 0; j < kCount; ++j) {
     const int valid = kWhole ? Vector<E>::kElements : tile.valid(at + j);
-    if constexpr (kHasTwoSlopes<Act>) {
-      if (task.bits) {
-        const bool all = !kDrops || task.marked == kKeepAll;
-        unsigned on = 0;
-#pragma unroll
-        for (int k = 0; k < Vector<E>::kElements; ++k) {
-          const bool is_marked = all || random[j].is_below(dropout.threshold, k);
-          on |= unsigned{k < valid && is_marked && is_on(act, T(x[j].get(k)))} << k;
-        }
-        store_bits(tile, task.bits, at + j, on);
-      }
-    }
 #pragma unroll
     for (int k = 0; k < Vector<E>::kElements; k += 2) {
       T y[2];
@@ -45,54 +41,105 @@ __device__ void forward_vectors(const Act& act, const Task& task, const Dropout&
           y[i] = forward(act, in, Always{}, is_valid, s, sums);
         } else {
           const bool keep = random[j].is_below(dropout.threshold, k + i);
-          y[i] = forward(act, in, keep, is_valid && (kAllCount || keep), s, sums);
+          y[i] = forward(act, in, keep, is_valid && counts(keep), s, sums);
         }
       }
       x[j].set(k, y);
     }
   }
-  store<kWhole>(tile, static_cast<E*>(task.out), at, x);
 }
 
-template <bool kDrops, bool kAllCount, class E, class Act>
-__device__ PenaltySums<double> forward_tile(const Act& act, const Task& task,
-                                            const Dropout& dropout, const Tile<E>& tile) {
+// Leaves the bits of the thread's vectors for backward.
+template <bool kDrops, bool kWhole, class E, class Act, int kCount>
+__device__ void mark(const Act& act, const Task& task, const Tile<E>& tile, int at,
+                     const RandomBits<E> (&random)[kCount], const Vector<E> (&x)[kCount]) {
   using T = typename NumberOf<E>::type;
-  PenaltySums<T> sums{T(0), T(0)};
-  for_each_step(tile, [&](auto whole, int at) {
-    forward_vectors<kDrops, decltype(whole)::value, kAllCount>(act, task, dropout, tile, at, sums);
+  const bool all = !kDrops || task.marked == kKeepAll;
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) {
+    const int valid = kWhole ? Vector<E>::kElements : tile.valid(at + j);
+    unsigned on = 0;
+#pragma unroll
+    for (int k = 0; k < Vector<E>::kElements; ++k) {
+      const bool is_marked = all || random[j].is_below(task.dropout.threshold, k);
+      on |= unsigned{k < valid && is_marked && is_on(act, T(x[j].get(k)))} << k;
+    }
+    store_bits(tile, task.bits, at + j, on);
+  }
+}
+
+// ready() is called when the step's loads are under way, before `dropout` is used.
+template <bool kDrops, class E, class Act, class Ready>
+__device__ PenaltySums<double> forward_tile(const Act& act, const Task& task,
+                                            const Dropout& dropout, bool has_sums,
+                                            const Tile<E>& tile, Ready ready) {
+  TileSums<typename NumberOf<E>::type> sums;
+  const bool all_count = !kDrops || task.counted == kKeepAll;
+  for_each_step<true>(tile, [&](auto whole, int at) {
+    constexpr bool kWhole = decltype(whole)::value;
+    constexpr int kCount = kVectorsAtOnce<E, true, kWhole>;
+    Vector<E> x[kCount];
+    load<kWhole>(tile, static_cast<const E*>(task.x), at, x);
+    ready();
+    RandomBits<E> random[kCount];
+    if constexpr (kDrops) draw(tile, dropout, at, random);
+    if constexpr (kHasTwoSlopes<Act>) {
+      if (task.bits) mark<kDrops, kWhole>(act, task, tile, at, random, x);
+    }
+    if (kWhole && !has_sums) {
+      NoSums none;
+      to_y<kDrops, kWhole>(act, dropout, tile, at, [](bool) { return false; }, random, x, none);
+      store<kWhole>(tile, static_cast<E*>(task.out), at, x);
+    } else {
+      with_flag<kWhole && kDrops>(all_count, [&](auto all) {
+        to_y<kDrops, kWhole>(
+            act, dropout, tile, at, [&](bool keep) { return all || keep; }, random, x, sums);
+        store<kWhole>(tile, static_cast<E*>(task.out), at, x);
+      });
+    }
   });
   return {to_double(sums.l1), to_double(sums.l2)};
 }
 
 template <bool kDrops, class E, class Act>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<E, !kDrops>)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<E, true, kDrops>)
     forward_kernel(const Act act, const Task task, const int64_t n, const bool is_aligned,
-                   const RandomState random, void* penalty, Workspace* workspace) {
-  const Dropout dropout = drawn(task.dropout, random);
-  if (random.drawn && blockIdx.x == 0 && threadIdx.x == 0) {
-    random.drawn[0] = static_cast<int64_t>(dropout.seed);
-    random.drawn[1] = static_cast<int64_t>(dropout.offset);
-  }
-  const int parts = parts_of<E>(n);
-  const int64_t tiles = tiles_of<E>(n);
+                   const RandomState random, const int parts, const bool has_sums, void* penalty,
+                   Workspace* workspace) {
+  const bool is_first_thread = blockIdx.x == 0 && threadIdx.x == 0;
+  Dropout dropout = task.dropout;
+  bool is_read = false;
+  const auto ready = [&] {  // as Gradient::read
+    if (!kDrops || is_read) return;
+    is_read = true;
+    dropout = drawn(task.dropout, random);
+  };
+  const int64_t elements = Tile<E>::elements_of(n);
+#pragma unroll 1
   for (int part = blockIdx.x; part < parts; part += gridDim.x) {
     PenaltySums<double> mine{0, 0};
 #pragma unroll 1
-    for (int64_t index = part; index < tiles; index += parts) {
-      const Tile<E> tile(index, n, is_aligned);
-      const PenaltySums<double> sums = !kDrops || task.counted == kKeepAll
-                                           ? forward_tile<kDrops, true>(act, task, dropout, tile)
-                                           : forward_tile<kDrops, false>(act, task, dropout, tile);
+    for (int64_t begin = part * elements; begin < n; begin += parts * elements) {
+      const Tile<E> tile(begin, n, is_aligned);
+      const auto sums = forward_tile<kDrops>(act, task, dropout, has_sums, tile, ready);
       mine.l1 += sums.l1;
       mine.l2 += sums.l2;
     }
+    if (!has_sums) continue;
     mine = block_sum(mine);
     if (threadIdx.x == 0) workspace->part[part] = mine;
   }
-  if (!is_last_block(&workspace->finished)) return;
-  const PenaltySums<double> total = sum_of_parts(*workspace, parts);
-  if (threadIdx.x == 0) {
+  if (random.drawn && is_first_thread) {
+    dropout = drawn(task.dropout, random);
+    random.drawn[0] = static_cast<int64_t>(dropout.seed);
+    random.drawn[1] = static_cast<int64_t>(dropout.offset);
+  }
+  PenaltySums<double> total{0, 0};
+  if (has_sums) {
+    if (!is_last_block(&workspace->finished)) return;
+    total = sum_of_parts(*workspace, parts);
+  }
+  if (has_sums ? threadIdx.x == 0 : is_first_thread) {
     task.penalty.finish(total, static_cast<typename NumberOf<E>::Sum*>(penalty));
   }
 }
@@ -101,13 +148,14 @@ template <class E>
 cudaError_t forward_of(const Problem& problem, const Launch& launch, const RandomState& random,
                        void* penalty, Workspace* workspace) {
   const bool is_aligned = are_aligned({problem.x, problem.out});
+  const int parts = parts_of<E>(launch.n);
   cudaError_t error = cudaSuccess;
   visit(
       [&](auto act) {
         error = dispatch<decltype(act), E>(problem, [&](auto drops) {
-          return run(forward_kernel<decltype(drops)::value, E, decltype(act)>,
-                     parts_of<E>(launch.n), launch, act, static_cast<const Task&>(problem),
-                     launch.n, is_aligned, random, penalty, workspace);
+          return run<forward_kernel<decltype(drops)::value, E, decltype(act)>>(
+              parts, launch, act, static_cast<const Task&>(problem), launch.n, is_aligned, random,
+              parts, !problem.penalty.is_off(), penalty, workspace);
         });
       },
       problem.activation);

@@ -23,10 +23,14 @@ struct RandomState {
 };
 
 // Note [The penalty's bits]
-// A tensor is cut into parts, by its size alone; each is summed by one block, whichever runs it,
-// and the block that finishes last adds the parts in their order. So the sums depend neither on
-// the grid nor on the GPU, and nothing is added by floating-point atomics. Thread sums are float
+// The size of a tensor alone decides how it is cut into parts. One block sums a part, and the block
+// that finishes last adds the parts in their order; nothing is added by floating-point atomics. So
+// the order of all additions depends neither on the grid nor on the GPU. Thread sums are float
 // within a tile and double beyond, as on the CPU.
+// The bits are the same on all GPUs of one compute capability, from one build. Another capability
+// or another nvcc may give other last bits: nvcc fuses the multiplications and additions of an
+// activation as it likes. The sum of squares is fused explicitly (add_square), so that every way
+// through a tile adds alike.
 constexpr int kMaxParts = 4096;  // 16 for each thread of the last block to add; not tuned on a GPU
 struct Workspace {
   PenaltySums<double> part[kMaxParts];
@@ -34,8 +38,9 @@ struct Workspace {
 };
 
 struct Launch {
-  int64_t n;       // elements
-  int max_blocks;  // that are worth launching: a small multiple of what the device runs at a time
+  int64_t n;            // elements
+  int device;           // the current one
+  int multiprocessors;  // that it has
   cudaStream_t stream;
 };
 

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <initializer_list>
 #include <type_traits>
@@ -15,11 +16,12 @@ namespace actreg {
 namespace cuda {
 
 template <class E>
-ACTREG_HD int64_t tiles_of(int64_t n) {
-  return (n + Tile<E>::kElements - 1) / Tile<E>::kElements;
+int64_t tiles_of(int64_t n) {
+  return Tile<E>::are_large(n) ? (n + Tile<E>::kElements - 1) / Tile<E>::kElements
+                               : (n + Tile<E>::kElementsOfSmall - 1) / Tile<E>::kElementsOfSmall;
 }
 template <class E>
-ACTREG_HD int parts_of(int64_t n) {
+int parts_of(int64_t n) {
   const int64_t tiles = tiles_of<E>(n);
   return tiles < kMaxParts ? static_cast<int>(tiles) : kMaxParts;
 }
@@ -47,15 +49,34 @@ cudaError_t dispatch(const Problem& problem, F launch) {
   return cudaErrorInvalidValue;
 }
 
-template <class... Parameters, class... Arguments>
-cudaError_t run(void (*kernel)(Parameters...), int64_t blocks, const Launch& launch,
-                const Arguments&... arguments) {
+// How many blocks of a kernel fit on a multiprocessor of the current device, whose number is
+// `device`. CUDA is asked once for each kernel and device.
+template <auto kKernel>
+cudaError_t blocks_at_once(int device, int* blocks) {
+  constexpr int kDevices = 32;  // of the ones beyond CUDA is asked each time
+  static std::atomic<int> known[kDevices];
+  const bool is_kept = device >= 0 && device < kDevices;
+  *blocks = is_kept ? known[device].load(std::memory_order_relaxed) : 0;
+  if (*blocks > 0) return cudaSuccess;
+  const cudaError_t error =
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kKernel, kThreads, 0);
+  if (error == cudaSuccess && is_kept) known[device].store(*blocks, std::memory_order_relaxed);
+  return error;
+}
+
+// Launches one block for each of `blocks` pieces of work, but no more than are resident at a time:
+// a block that goes on to its next piece pays its start and its end once.
+template <auto kKernel, class... Arguments>
+cudaError_t run(int64_t blocks, const Launch& launch, const Arguments&... arguments) {
+  int at_once = 0;
+  const cudaError_t error = blocks_at_once<kKernel>(launch.device, &at_once);
+  if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config{};
-  blocks = std::min<int64_t>(blocks, launch.max_blocks);
+  blocks = std::min(blocks, int64_t{launch.multiprocessors} * at_once);
   config.gridDim = static_cast<unsigned>(std::max<int64_t>(blocks, 1));
   config.blockDim = kThreads;
   config.stream = launch.stream;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
+  return cudaLaunchKernelEx(&config, kKernel, arguments...);
 }
 
 }  // namespace cuda

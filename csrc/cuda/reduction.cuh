@@ -30,27 +30,50 @@ __device__ inline PenaltySums<double> block_sum(PenaltySums<double> mine) {
   return mine;
 }
 
+// Adds 1, or goes back to 0 after `last`; returns what was there. What this thread has written
+// before is seen by whoever comes later, and this thread sees what those who came earlier have
+// written.
+__device__ inline unsigned count_in_order(unsigned* at, unsigned last) {
+#if defined(__CUDA_ARCH__)  // one instruction in the place of two fences, which are stronger
+  unsigned old;
+  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+               : "=r"(old)
+               : "l"(__cvta_generic_to_global(at)), "r"(last)
+               : "memory");
+#else
+  __threadfence();
+  const unsigned old = atomicInc(at, last);
+  __threadfence();
+#endif
+  return old;
+}
+
 // Whether this block is the last of the grid to come here; it then sees all that thread 0 of each
 // block has written before. The counter is left as it was found, at 0.
 __device__ inline bool is_last_block(unsigned* finished) {
   __shared__ bool is_last;
-  if (threadIdx.x == 0) {
-    __threadfence();
-    is_last = atomicInc(finished, gridDim.x - 1) == gridDim.x - 1;
-    __threadfence();  // for the whole block, by the barrier
-  }
-  __syncthreads();
+  if (threadIdx.x == 0) is_last = count_in_order(finished, gridDim.x - 1) == gridDim.x - 1;
+  __syncthreads();  // now the whole block sees what thread 0 sees
   return is_last;
 }
 
-// Over the parts, by one block.
+// Over the parts, by one block. The loads of a turn do not wait for each other.
 __device__ inline PenaltySums<double> sum_of_parts(const Workspace& workspace, int parts) {
+  constexpr int kAtOnce = 4;
   PenaltySums<double> mine{0, 0};
-#pragma unroll 8
-  for (int part = threadIdx.x; part < parts; part += kThreads) {
-    const double2 sums = __ldcg(reinterpret_cast<const double2*>(&workspace.part[part]));
-    mine.l1 += sums.x;
-    mine.l2 += sums.y;
+#pragma unroll 1
+  for (int first = threadIdx.x; first < parts; first += kAtOnce * kThreads) {
+    double2 sums[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int part = first + i * kThreads;
+      sums[i] = double2{0, 0};
+      if (part < parts) {
+        sums[i] = __ldcg(reinterpret_cast<const double2*>(&workspace.part[part]));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) mine.l1 += sums[i].x, mine.l2 += sums[i].y;
   }
   return block_sum(mine);
 }

@@ -69,6 +69,21 @@ struct Vector<Half> : Words {
   }
 };
 
+// One store of 128 bits. NVVM takes a store through a pointer apart into four of 32 bits where the
+// value comes from several branches.
+template <class E>
+__device__ void store_at_once(E* to, const Vector<E>& vector) {
+#if defined(__CUDA_ARCH__)
+  uint32_t word[4];
+  memcpy(word, &vector, sizeof word);
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
+               : "memory");
+#else
+  *reinterpret_cast<Vector<E>*>(to) = vector;
+#endif
+}
+
 template <class E>
 __device__ void fill(Vector<E>& vector, E value) {
   for (E& element : vector.element) element = value;
@@ -82,6 +97,15 @@ __device__ inline void fill(Vector<Half>& vector, Half value) {
 }
 __device__ inline void fill(Vector<BFloat16>& vector, BFloat16 value) {
   for (uint32_t& word : vector.word) word = twice(value);
+}
+
+// t^2 + sum, rounded once: see Note [The penalty's bits].
+template <class T>
+__device__ T add_square(T t, T sum) {
+  return std::fma(t, t, sum);
+}
+__device__ inline Coarse<float> add_square(Coarse<float> t, Coarse<float> sum) {
+  return Coarse<float>(std::fma(t.value, t.value, sum.value));
 }
 
 __device__ inline double to_double(Coarse<float> x) { return x.value; }

@@ -9,6 +9,10 @@
 namespace actreg {
 namespace cuda {
 
+#if !defined(ACTREG_LARGE_FROM)  // the emulated device has a lower bound, to run both kinds soon
+#define ACTREG_LARGE_FROM (1 << 21)
+#endif
+
 constexpr int kLanes = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
@@ -16,32 +20,42 @@ constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 template <class E>
 struct Tile {
   static constexpr int kWidth = Vector<E>::kElements;
-  // One draw serves kElementsPerDraw elements: the vectors of so many neighbouring lanes.
+  // One draw serves kElementsPerDraw elements: the vectors of kSharers neighbouring lanes.
   static constexpr int kSharers = kElementsPerDraw / kWidth;
-  // 32 elements for each thread, of double 8: as many as the registers hold. With half of them the
-  // loop's own instructions cost 7 % more, and what a multiprocessor has in flight is the same:
-  // then more blocks fit, of half the loads (`make cuda`, sm_90, dropout).
+  // A large tile has 32 elements for each thread, of double 8.
   static constexpr int kVectors = sizeof(E) == 8 ? kSharers : 4 * kSharers;
   static constexpr int kElements = kThreads * kVectors * kWidth;
+  static constexpr int kElementsOfSmall = kThreads * kElementsPerDraw;
+
+  // Note [Small tensors]
+  // Large tiles keep a GPU of about 130 multiprocessors busy from 2^21 elements on: then there are
+  // 256 of them. A smaller tensor is cut into tiles of 2048 elements, one draw for each thread, in
+  // every type. The size of the tensor alone decides, never the GPU: the tiles decide the order in
+  // which the penalty is summed. The bound was not tuned on a GPU.
+  static ACTREG_HD bool are_large(int64_t n) { return n >= ACTREG_LARGE_FROM; }
+  static ACTREG_HD int elements_of(int64_t n) {
+    return are_large(n) ? kElements : kElementsOfSmall;
+  }
 
   int64_t begin, n;  // the tile's first element; the tensor's size
   bool is_aligned;   // every pointer is a multiple of 16
 
-  __device__ Tile(int64_t index, int64_t n, bool is_aligned)
-      : begin(index * kElements), n(n), is_aligned(is_aligned) {}
+  __device__ Tile(int64_t begin, int64_t n, bool is_aligned)
+      : begin(begin), n(n), is_aligned(is_aligned) {}
 
-  __device__ bool is_whole() const { return is_aligned && n - begin >= kElements; }
+  __device__ bool is_whole() const { return is_aligned && are_large(n) && n - begin >= kElements; }
+  __device__ int vectors() const { return are_large(n) ? kVectors : kSharers; }
 
   __device__ int64_t first_of(int j) const {
     return begin + (j * kThreads + static_cast<int>(threadIdx.x)) * kWidth;
   }
   // Where vector j of the warp's first lane begins.
   __device__ int64_t row_of(int j) const {
-    return first_of(j) - static_cast<int>(threadIdx.x) % kLanes * kWidth;
+    return first_of(j) - static_cast<int>(threadIdx.x % kLanes) * kWidth;
   }
-  // Whether the vectors j of a warp are loaded and stored as such.
+  // Whether the warp loads and stores its vectors j in one piece.
   __device__ bool has_row(int j) const { return is_aligned && n - row_of(j) >= kLanes * kWidth; }
-  // Of vector j, how many elements are the tensor's.
+  // How many elements of vector j belong to the tensor.
   __device__ int valid(int j) const {
     const int64_t left = n - first_of(j);
     return left < 0 ? 0 : left < kWidth ? static_cast<int>(left) : kWidth;
@@ -49,28 +63,56 @@ struct Tile {
 };
 
 // Note [Whole tiles and others]
-// A whole tile is worked on at once, all its loads before the first store. The end of a tensor, and
-// tensors that are not aligned, go through the same arithmetic in steps of kSharers vectors, which
-// costs time but little code: kWhole is the template argument that tells them apart.
-template <class E, bool kWhole>
-constexpr int kVectorsAtOnce = kWhole ? Tile<E>::kVectors : Tile<E>::kSharers;
+// A thread works on a whole tile in steps: all loads of a step come before its first store. A step
+// is four vectors of each input, 64 bytes; backward takes two of a half type, whose 16 elements
+// become 16 numbers in registers. The end of a tensor, small tensors, and tensors that are not
+// aligned go through the same arithmetic in steps of kSharers vectors. kWhole is the template
+// argument that tells the two apart.
+template <class E, bool kIsForward, bool kWhole>
+constexpr int kVectorsAtOnce = !kWhole                         ? Tile<E>::kSharers
+                               : sizeof(E) == 2 && !kIsForward ? 2
+                                                               : 4;
 
-// For __launch_bounds__: as many blocks as fit without a spill. kIsLight: forward without dropout.
-template <class E, bool kIsLight>
-constexpr int kMinBlocks = sizeof(E) == 8               ? 1
-                           : kIsLight && sizeof(E) == 2 ? 4
-                                                        : 2;
+// For __launch_bounds__, which bound the registers: as many blocks to a multiprocessor as fit
+// without a spill in the loop over steps, on sm_80, sm_90, sm_100 and sm_120 (`make cuda`). What a
+// few kernels spill, they spill once for a tile or for a block.
+template <class E, bool kIsForward, bool kDrops>
+constexpr int kMinBlocks = sizeof(E) == 8   ? 1
+                           : sizeof(E) == 2 ? (kDrops ? 3 : 4)
+                                            : (kDrops && !kIsForward ? 2 : 3);
 
 // Calls visit(whether the tile is whole, at) for each step. See Note [Whole tiles and others].
-template <class E, class Visit>
+template <bool kIsForward, class E, class Visit>
 __device__ void for_each_step(const Tile<E>& tile, Visit visit) {
   if (tile.is_whole()) {
-    visit(std::true_type{}, 0);
+#pragma unroll 1
+    for (int at = 0; at < Tile<E>::kVectors; at += kVectorsAtOnce<E, kIsForward, true>) {
+      visit(std::true_type{}, at);
+    }
   } else {
 #pragma unroll 1
-    for (int at = 0; at < Tile<E>::kVectors; at += kVectorsAtOnce<E, false>) {
+    for (int at = 0; at < tile.vectors(); at += kVectorsAtOnce<E, kIsForward, false>) {
       visit(std::false_type{}, at);
     }
+  }
+}
+
+// std::bool_constant, for the device.
+template <bool kValue>
+struct Constant {
+  __device__ constexpr operator bool() const { return kValue; }
+};
+
+// Calls visit(flag). In a whole tile visit gets a constant: then the flag is tested once for a
+// step, not once for an element.
+template <bool kWhole, class Visit>
+__device__ void with_flag(bool flag, Visit visit) {
+  if constexpr (!kWhole) {
+    visit(flag);
+  } else if (flag) {
+    visit(Constant<true>{});
+  } else {
+    visit(Constant<false>{});
   }
 }
 
@@ -110,7 +152,7 @@ __device__ void store(const Tile<E>& tile, E* to, int at, const Vector<E> (&from
 #pragma unroll
   for (int j = 0; j < kCount; ++j) {
     if (kWhole || tile.has_row(at + j)) {
-      *reinterpret_cast<Vector<E>*>(to + tile.first_of(at + j)) = from[j];
+      store_at_once(to + tile.first_of(at + j), from[j]);
       continue;
     }
     const int lane = threadIdx.x % kLanes;

@@ -26,17 +26,11 @@ Tensor like(const Tensor& x, at::IntArrayRef order) {
                                         x.device());
 }
 
-// Four times what would fit by the threads alone: the blocks that are done early leave the rest to
-// the others, and the start of a block is hidden by those that run.
-int max_blocks(c10::DeviceIndex device) {
-  int processors = 0, threads = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&threads, cudaDevAttrMaxThreadsPerMultiProcessor, device));
-  return 4 * processors * (threads / cuda::kThreads);
-}
-
 cuda::Launch launch(const Tensor& x, cudaStream_t stream) {
-  return {x.numel(), max_blocks(x.device().index()), stream};
+  const int device = x.device().index();
+  int multiprocessors = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  return {x.numel(), device, multiprocessors, stream};
 }
 
 // The state of the default generator of x's device, which moves on.

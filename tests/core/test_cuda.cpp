@@ -1,5 +1,5 @@
 // The CUDA kernels, on the emulated device, against the operator for one element; and that neither
-// the grid nor the order of threads and blocks changes a bit.
+// the grid, the alignment nor the order of threads and blocks changes a bit.
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -10,7 +10,8 @@
 namespace actreg {
 namespace {
 
-constexpr int64_t kTile = 8192, kLongest = kTile + 333;  // kTile / 4 for double
+constexpr int64_t kTile = 8192;  // kTile / 4 for double, and for tensors below kTile elements
+constexpr int64_t kLongest = kTile + 333;
 // A division is some of Newton's steps.
 template <class E>
 constexpr double kDeviceError = (sizeof(E) == 2 ? 1 : 4) * kError<E>;
@@ -36,13 +37,13 @@ Problem problem_of(double p, bool on_output) {
 }
 
 template <class E>
-Results<E> run(Problem problem, const Expected<E>& expected, int64_t n, int shift, int max_blocks,
-               cuda::Workspace& workspace) {
+Results<E> run(Problem problem, const Expected<E>& expected, int64_t n, int shift,
+               int multiprocessors, cuda::Workspace& workspace) {
   Array<E> x(n, shift), dy(n, shift);
   std::copy_n(expected.x.begin(), n, x.data());
   std::copy_n(expected.dy.begin(), n, dy.data());
   Results<E> results{Array<E>(n, shift), Array<E>(n, shift), {-1, -1}};
-  const cuda::Launch launch{n, max_blocks, nullptr};
+  const cuda::Launch launch{n, 0, multiprocessors, nullptr};
   // Seed and offset by value, and left for backward.
   int64_t state[2] = {0, 0};
   cuda::RandomState random;
@@ -87,7 +88,7 @@ void test_values(const char* element) {
         Problem problem = problem_of<E>(p, on_output);
         problem.activation = act;
         const Expected<E> expected(act, problem, kLongest, kLongest - 70);
-        for (int64_t n : {int64_t{0}, int64_t{1}, int64_t{13}, kLongest}) {
+        for (int64_t n : {int64_t{0}, int64_t{1}, int64_t{13}, kTile / 4 + 13, kLongest}) {
           equal &= agrees(problem, expected, n, (n + on_output) % 2);
         }
       }
@@ -131,10 +132,11 @@ void test_order(const char* element) {
   for (int64_t n : {3 * kTile + 3, 2 * kTile, kTile / 4 + 1}) {
     std::vector<Results<E>> all;
     for (unsigned order : {0u, 1u, 2u, 3u}) {
-      for (int max_blocks : {1, 2, 3, 100}) {
+      for (int multiprocessors : {0, 1, 2, 100}) {
         emulation::settings.order = order;
         static cuda::Workspace workspace{};
-        all.push_back(run(problem, expected, n, 0, max_blocks, workspace));
+        const int shift = multiprocessors == 2;  // not aligned
+        all.push_back(run(problem, expected, n, shift, multiprocessors, workspace));
         Results<E>& first = all[0];
         Results<E>& last = all.back();
         equal &= std::memcmp(first.y.data(), last.y.data(), n * sizeof(E)) == 0 &&
@@ -144,6 +146,26 @@ void test_order(const char* element) {
     }
   }
   check(equal, "CUDA " + std::string(element) + ": the same bits for any grid and order");
+}
+
+// The penalty is 0, even of infinities, and the blocks tell each other nothing.
+template <class E>
+void test_no_penalty(const char* element) {
+  bool equal = true;
+  for (double p : {0.0, 0.3}) {
+    Problem problem = problem_of<E>(p, false);
+    problem.activation = Identity{};
+    const int64_t n = kLongest;
+    const Expected<E> expected(Identity{}, problem, n, 0);  // infinities and NaN from the start on
+    static cuda::Workspace workspace{};
+    Results<E> with = run(problem, expected, n, 0, 2, workspace);
+    problem.penalty.is_weighted = true;
+    Results<E> without = run(problem, expected, n, 0, 2, workspace);
+    equal &= std::memcmp(with.y.data(), without.y.data(), n * sizeof(E)) == 0;
+    equal &= without.penalty[0] == 0 && without.penalty[1] == -1 && workspace.finished == 0;
+    equal &= std::isnan(workspace.part[0].l1);
+  }
+  check(equal, "CUDA " + std::string(element) + ": no penalty");
 }
 
 }  // namespace
@@ -159,6 +181,10 @@ void test_cuda() {
   test_order<double>("float64");
   test_order<Half>("float16");
   test_order<BFloat16>("bfloat16");
+  test_no_penalty<float>("float32");
+  test_no_penalty<double>("float64");
+  test_no_penalty<Half>("float16");
+  test_no_penalty<BFloat16>("bfloat16");
 }
 
 }  // namespace actreg

@@ -26,6 +26,8 @@
 #define __shared__ extern  // memory.cpp has them
 #define __launch_bounds__(...)
 
+#define ACTREG_LARGE_FROM 8192  // see Note [Small tensors]
+
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
   dim3() = default;
@@ -138,14 +140,15 @@ inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 using cudaStream_t = struct EmulatedStream*;
-enum cudaDeviceAttr {
-  cudaDevAttrMultiProcessorCount,
-  cudaDevAttrMaxThreadsPerMultiProcessor,
-};
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount
-               ? emulation::settings.multiprocessors
-               : emulation::settings.threads_per_multiprocessor;
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = emulation::settings.multiprocessors;
+  return cudaSuccess;
+}
+template <class... Parameters>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Parameters...),
+                                                          int threads, std::size_t) {
+  *blocks = emulation::settings.threads_per_multiprocessor / threads;
   return cudaSuccess;
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
