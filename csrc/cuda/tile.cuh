@@ -9,7 +9,7 @@
 namespace actreg {
 namespace cuda {
 
-#if !defined(ACTREG_LARGE_FROM)  // the emulated device has a lower bound, to run both kinds soon
+#if !defined(ACTREG_LARGE_FROM)  // the emulated device has both kinds of tiles in short tensors
 #define ACTREG_LARGE_FROM (1 << 21)
 #endif
 
@@ -75,11 +75,18 @@ constexpr int kVectorsAtOnce = !kWhole                         ? Tile<E>::kShare
 
 // For __launch_bounds__, which bound the registers: as many blocks to a multiprocessor as fit
 // without a spill in the loop over steps, on sm_80, sm_90, sm_100 and sm_120 (`make cuda`). What a
-// few kernels spill, they spill once for a tile or for a block.
+// few kernels spill, up to ten instructions, they spill once for a tile or for a block.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
+constexpr int kMinBlocksOfFloatForward = 2;  // with three, up to 24 kernels would spill there
+#else
+constexpr int kMinBlocksOfFloatForward = 3;
+#endif
 template <class E, bool kIsForward, bool kDrops>
 constexpr int kMinBlocks = sizeof(E) == 8   ? 1
                            : sizeof(E) == 2 ? (kDrops ? 3 : 4)
-                                            : (kDrops && !kIsForward ? 2 : 3);
+                           : !kDrops        ? 3
+                           : kIsForward     ? kMinBlocksOfFloatForward
+                                            : 2;
 
 // Calls visit(whether the tile is whole, at) for each step. See Note [Whole tiles and others].
 template <bool kIsForward, class E, class Visit>
