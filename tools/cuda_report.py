@@ -45,7 +45,7 @@ class Gpu(NamedTuple):
         return slots / slots_a_second / (traffic / (self.terabytes * 1e12))
 
 
-# By NVIDIA's datasheets; the clock of the B200, which they leave out, as its driver reports it.
+# By NVIDIA's datasheets; the clock of the B200, which they leave out, as others report it.
 GPUS = {
     "A100": Gpu("sm_80", 108, 1.41, 2.04),  # SXM, 80 GB
     "H100": Gpu("sm_90", 132, 1.98, 3.35),  # SXM
@@ -289,7 +289,7 @@ those of the H200.
 {gpus}
 
 The numbers are those of the datasheets. The datasheets do not give the clock of the B200: 1.965 GHz
-is what its driver reports.
+is what others report, and was not checked here. The lanes of sm_100 are taken to be those of sm_90.
 """
 EXPECTATION = """\
 The expected time for 2^26 elements: the larger of the memory's time and the time of the busiest
