@@ -70,7 +70,7 @@ def test_blocks_side_by_side() -> None:
     configure(multiprocessors=0)
     expected = [act_reg(x, "identity", l1=1.0, l2=1.0).penalty for x in xs]
     for order in range(2, 30):
-        configure(1, order)
+        configure(2, order)  # a grid of four blocks, all of which are resident
         for x, penalty in zip(xs, expected, strict=True):
             assert torch.equal(act_reg(x, "identity", l1=1.0, l2=1.0).penalty, penalty)
 
