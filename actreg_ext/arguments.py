@@ -179,7 +179,7 @@ def rng_state(seed: int | Tensor, x: Tensor) -> Tensor:
     """Return a checked seed as a new int64 tensor {seed, offset} on the device of x."""
     state: Tensor
     if isinstance(seed, Tensor):
-        state = torch.ops.actreg.rng_state(x, seed, 0)
+        state = torch.ops.actreg.rng_state(x, seed.to(x.device), 0)
     else:
         signed = seed - 2**64 if seed >= 2**63 else seed  # the same 64 bits
         state = torch.ops.actreg.rng_state(x, None, signed)

@@ -131,10 +131,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_cuda(const Tensor
 
 std::tuple<Tensor, Tensor> forward_in_place_cuda(const Tensor& x, const OptionalTensor& rng_state,
                                                  ACTREG_ATTRIBUTES, bool with_bits) {
-  const Tensor into = writable(x, order), no_bits = empty({0}, at::kByte, x);
-  auto [y, penalty, bits] = run_given(x, rng_state, {ACTREG_ATTRIBUTE_NAMES}, with_bits, into);
+  auto [y, penalty, bits] =
+      run_given(x, rng_state, {ACTREG_ATTRIBUTE_NAMES}, with_bits, writable(x, order));
   if (!y.is_same(x)) x.copy_(y);
-  return {std::move(penalty), with_bits ? std::move(bits) : no_bits};
+  if (!with_bits)
+    bits = empty({0}, at::kByte, x);  // takes no memory, so nothing can fail after x is written
+  return {std::move(penalty), std::move(bits)};
 }
 
 // y.sum().backward() expands one number to the shape of y: no need to write it out.
