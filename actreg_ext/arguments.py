@@ -181,6 +181,8 @@ def rng_state(seed: int | Tensor, x: Tensor) -> Tensor:
     if isinstance(seed, Tensor):
         state = torch.ops.actreg.rng_state(x, seed.to(x.device), 0)
     else:
+        if not torch.compiler.is_compiling():  # which keeps a seed that varies symbolic
+            seed = int(seed)  # of NumPy's integers too
         signed = seed - 2**64 if seed >= 2**63 else seed  # the same 64 bits
         state = torch.ops.actreg.rng_state(x, None, signed)
     return state
