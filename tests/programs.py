@@ -28,9 +28,11 @@ the same program with the same words, or asks for a bug report both times.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -63,6 +65,10 @@ from tests.steps import (
 from tests.tolerance import _ACCURATE
 
 ROUNDINGS = 8
+_DISPATCH_KEYS = (
+    torch._C._dispatch_tls_local_include_set(),
+    torch._C._dispatch_tls_local_exclude_set(),
+)
 # PyTorch's own hardsigmoid has no second derivative.
 _TWICE_DIFFERENTIABLE = {"hardsigmoid": _ACCURATE["hardsigmoid"]}
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")}
@@ -355,19 +361,19 @@ def _warnings_as_errors() -> Iterator[None]:
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
         # Of torch.func.linearize.
         warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node")
-        keys = (
-            torch._C._dispatch_tls_local_include_set(),
-            torch._C._dispatch_tls_local_exclude_set(),
-        )
         try:
-            with torch._C._ForceDispatchKeyGuard(*keys):  # a failed trace may not put them back
-                yield
+            yield
         finally:
             logging.disable(disabled)
 
 
 def check(program: Program) -> None:
     """Assert Note [What a program may differ in]."""
+    with torch._C._ForceDispatchKeyGuard(*_DISPATCH_KEYS):  # a failed trace may not put them back
+        _check(program)
+
+
+def _check(program: Program) -> None:
     try:
         with _warnings_as_errors():
             got = program.ours()
@@ -409,16 +415,29 @@ def is_refused_rightly(program: Program, error: Exception) -> bool:
         y, penalty = reference.act_reg(x, **options)
         return (x.copy_(y) if program.call.form == "in place" else y), penalty
 
+    _forget_frames(error)
     tidy()
     try:
         with _warnings_as_errors(), mock.patch.dict(reference.ACTIVATIONS, _TWICE_DIFFERENTIABLE):
             program.ours(instead)
     except Exception as other:
+        _forget_frames(other)
         are_bugs = all("please report a bug to PyTorch" in str(e) for e in (error, other))
         return are_bugs or type(other) is type(error) and _words(other) == _words(error)
     finally:
         tidy()
     return False
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """End now what the frames of a failed trace hold, such as guards of the dispatcher.
+
+    Python's garbage collection would end the guards in the middle of a later program.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
 
 
 def tidy() -> None:
