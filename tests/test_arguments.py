@@ -356,6 +356,38 @@ def test_the_operators_refuse(device: str, misuse: str) -> None:
     assert torch.equal(generator_state(device), before)
 
 
+@pytest.mark.parametrize("order", [[10**9, 5], [-7, 0], [0, 0], [7], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+def test_orders_are_checked_before_they_are_used(place: str, order: list[int]) -> None:
+    x = torch.randn(3, 4, device=place)
+    rest = ("relu", [], 0.0, False, [1.0, 0.0], "mean", order)
+    for call in (
+        lambda: OPS.forward(x, None, *rest),
+        lambda: OPS.forward_bits(x, None, *rest),
+        lambda: OPS.forward_(x, None, *rest, False),
+    ):
+        with pytest.raises(ValueError, match="permutation of 2 dimensions"):
+            call()
+    if place == "cpu" or len(order) == 2:  # else it may be a placeholder: see schemas.cpp
+        with pytest.raises(ValueError, match="permutation of 2 dimensions"):
+            OPS.backward(x, None, x, None, *rest)
+
+
+@pytest.mark.parametrize("state", [[5], [5.7, 1.2], [[1, 2]]], ids=str)
+def test_states_are_checked(state: Any) -> None:
+    with pytest.raises(ValueError, match="rng_state is an int64 tensor"):
+        OPS.rng_state(X, torch.tensor(state), 0)
+
+
+def test_numpy_integers_are_seeds() -> None:
+    numpy = pytest.importorskip("numpy")
+    for seed in (3, -3, 2**63 + 5):
+        other = numpy.int64(seed) if seed < 2**63 else numpy.uint64(seed)
+        assert torch.equal(
+            act_reg(X, p=0.5, seed=other).output, act_reg(X, p=0.5, seed=seed).output
+        )
+
+
 def test_the_interpreter_survives_strange_but_legal_calls(device: str) -> None:
     """In a process of its own: what would crash there would end all tests here."""
     program = """

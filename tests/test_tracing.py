@@ -11,11 +11,14 @@ import torch
 from functorch.compile import aot_function, min_cut_rematerialization_partition, nop
 from torch import Tensor, nn
 from torch._dynamo import compiled_autograd
+from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.export import Dim
 from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from actreg_ext.functional import act_reg
 
@@ -247,3 +250,34 @@ def test_two_equal_calls_have_two_masks(f: Any, requires_grad: bool) -> None:
     if requires_grad and first.requires_grad:
         gradients = [torch.autograd.grad(y.sum(), x, retain_graph=True)[0] for y in (first, second)]
         assert torch.equal(gradients[0], first) and torch.equal(gradients[1], second)
+
+
+class Counting(TorchDispatchMode):
+    """Sees every operator and changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_modes_that_watch_leave_the_source_of_the_seed() -> None:
+    """A checkpoint may repeat under such a mode what ran without: it has to draw alike."""
+    x = torch.ones(8)
+    with Counting() as mode:
+        act_reg(x, p=0.5)
+    assert mode.called == ["actreg.forward_random.default"]
+    x = torch.ones(1000, requires_grad=True)
+    y = checkpoint(lambda x: act_reg(x, "tanh", p=0.5).output, x, use_reentrant=False)
+    with Counting():
+        (dx,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(dx != 0, y != 0)
+
+
+def test_a_fake_tensor_outside_its_mode() -> None:
+    with FakeTensorMode():
+        x = torch.empty(4, 3)
+    assert act_reg(x, p=0.5).output.shape == x.shape

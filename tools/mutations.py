@@ -268,7 +268,7 @@ MUTATIONS = [
     Mutation(
         "vmap: a transform does not see what is drawn",
         "csrc/torch/module.cpp",
-        "c10::impl::tls_is_dispatch_key_included(DispatchKey::FuncTorchDynamicLayerFrontMode)",
+        "c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)",
         "false",
         "tests/test_autograd.py::TestVmapRandomness",
         ("csrc/torch/module.cpp",),

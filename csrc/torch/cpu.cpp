@@ -163,6 +163,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_cpu(const Tensor&
 
 std::tuple<Tensor, Tensor> forward_in_place_cpu(const Tensor& x, const OptionalTensor& rng_state,
                                                 ACTREG_ATTRIBUTES, bool with_bits) {
+  check_order(order, x.dim());
   auto [y, penalty, bits] =
       run_given(x, rng_state, {ACTREG_ATTRIBUTE_NAMES}, with_bits, writable(x, order));
   if (!y.is_same(x)) x.copy_(y);

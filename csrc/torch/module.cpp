@@ -30,11 +30,17 @@ Tensor draw(const Tensor& x) {
   return at::constant_pad_nd(at::randint(Limits::min(), Limits::max(), {1}, options), {0, 1});
 }
 
-// Whether a tracer, a transform of torch.func or a subclass sees what is called.
-bool is_seen(const Tensor& x) {
-  using c10::DispatchKey;
-  return c10::impl::dispatch_mode_enabled() || x.key_set().has(DispatchKey::Python) ||
-         c10::impl::tls_is_dispatch_key_included(DispatchKey::FuncTorchDynamicLayerFrontMode);
+// Whether a tracer or a transform of torch.func sees what is called. Other modes, which count or
+// log, do not: a repeated forward has to draw from the same source with and without such a mode.
+bool is_seen() {
+  using Modes = c10::impl::TorchDispatchModeTLS;
+  using Key = c10::impl::TorchDispatchModeKey;
+  if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) {
+    return true;
+  }
+  return c10::impl::dispatch_mode_enabled() &&
+         (Modes::get_mode(Key::PROXY) || Modes::get_mode(Key::FUNCTIONAL) ||
+          Modes::get_mode(Key::FAKE));
 }
 
 // (output, penalty) as `type`, a named tuple, by tuple.__new__: its own constructor, which is
@@ -52,7 +58,7 @@ py::object act_reg(const py::type& type, const Tensor& x, OptionalTensor rng_sta
   Tensor y, penalty;
   {
     const py::gil_scoped_release released;
-    if (p > 0 && !rng_state && is_seen(x)) {
+    if (p > 0 && !rng_state && is_seen()) {
       make_problem(x,
                    {activation, parameters, p, on_output, coefficients, reduction, {}});  // throws
       rng_state = draw(x);

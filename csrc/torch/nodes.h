@@ -9,6 +9,7 @@
 
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
+#include <c10/util/ScopeExit.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
@@ -194,9 +195,8 @@ struct ActRegBackwardBackward final : public ActRegNode<4> {  // saved: dy, dpen
   }
   variable_list apply_with_saved(const variable_list& inputs, SwapSavedVariables& swap) override {
     is_compiled = true;
-    variable_list result = ActRegNode::apply_with_saved(inputs, swap);
-    is_compiled = false;
-    return result;
+    const auto reset = c10::make_scope_exit([&] { is_compiled = false; });
+    return ActRegNode::apply_with_saved(inputs, swap);
   }
 
   variable_list apply(variable_list&& gradients) override {

@@ -14,6 +14,7 @@ namespace {
 // the Meta kernels of backward take x, bits and rng_state as they come.
 Tensor empty(c10::SymIntArrayRef sizes, at::IntArrayRef order, const at::TensorOptions& options) {
   if (order.size() != sizes.size()) return at::empty_symint(sizes, options);
+  check_order(order, sizes.size());
   std::vector<c10::SymInt> permuted;
   std::vector<int64_t> places(order.size());
   for (const int64_t dim : order) {
@@ -27,6 +28,7 @@ std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const OptionalTensor& r
                                         ACTREG_ATTRIBUTES) {
   const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
   if (make_problem(x, attributes).drops()) check_rng_state(rng_state, x.device());
+  check_order(order, x.dim());
   return {empty(x.sym_sizes(), order, x.options()),
           at::empty(penalty_shape(attributes), x.options().dtype(accumulation_type(x)))};
 }
@@ -58,6 +60,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_bits_meta(const Tensor& x,
 std::tuple<Tensor, Tensor> forward_in_place_meta(const Tensor& x, const OptionalTensor& rng_state,
                                                  ACTREG_ATTRIBUTES, bool with_bits) {
   if (with_bits) check_bits(ACTREG_ATTRIBUTE_NAMES);
+  check_order(order, x.dim());
   writable(x, order);
   auto [y, penalty] = forward_meta(x, rng_state, ACTREG_ATTRIBUTE_NAMES);
   return {penalty, with_bits ? bits_meta(x) : at::empty({0}, x.options().dtype(at::kByte))};
@@ -94,7 +97,12 @@ Tensor backward_bits_meta(const OptionalTensor& dy, const OptionalTensor& dpenal
   return empty(sizes, order, options_of_dx(dy, dpenalty, dtype));
 }
 
-Tensor rng_state_meta(const Tensor& x, const OptionalTensor&, c10::SymInt) {
+void check_state(const OptionalTensor& state) {
+  if (state && state->defined()) check_rng_state(state, state->device());
+}
+
+Tensor rng_state_meta(const Tensor& x, const OptionalTensor& state, c10::SymInt) {
+  check_state(state);
   return at::empty({2}, x.options().dtype(at::kLong));
 }
 
@@ -102,6 +110,7 @@ Tensor rng_state_meta(const Tensor& x, const OptionalTensor&, c10::SymInt) {
 // later, when the caller may have counted its offset up; and with a seed of the wrapper's own
 // integers, because those of Inductor's kernels end at 2^63.
 Tensor rng_state_copied(const Tensor& x, const OptionalTensor& state, c10::SymInt seed) {
+  check_state(state);
   const Tensor made = at::empty({2}, x.options().dtype(at::kLong));
   if (state && state->defined()) return made.copy_(*state);
   made.narrow(0, 0, 1).fill_(seed.guard_int(__FILE__, __LINE__));
