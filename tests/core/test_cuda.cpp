@@ -162,6 +162,7 @@ void test_no_penalty(const char* element) {
     static cuda::Workspace workspace{};
     Results<E> with = run(problem, expected, n, 0, 2, workspace);
     problem.penalty.is_weighted = true;
+    problem.penalty.l1 = problem.penalty.l2 = 0;
     Results<E> without = run(problem, expected, n, 0, 2, workspace);
     equal &= std::memcmp(with.y.data(), without.y.data(), n * sizeof(E)) == 0;
     equal &= without.penalty[0] == 0 && without.penalty[1] == -1 && workspace.finished == 0;
