@@ -8,6 +8,7 @@ CXX ?= g++
 ARGS ?=
 
 RUN := .venv/bin/python
+PYTEST := $(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal
 READY := .venv/ready-torch-$(TORCH)
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 FORMATTED := $(shell find csrc tests \( -name '*.h' -o -name '*.cpp' -o -name '*.cu*' \) 2>/dev/null)
@@ -20,7 +21,8 @@ SANITIZE := -std=c++17 -O1 -g1 -fsanitize=address,undefined -fno-sanitize=null \
 	-fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -Wno-psabi -Wno-unknown-pragmas \
 	-Itests/emulation/include -Icsrc
 
-.PHONY: help test demo build lint format sanitize emulate mutate fuzz ulp cuda cuda-torch gpu-check bench clean
+.PHONY: help test test-all demo build lint format sanitize emulate mutate fuzz ulp cuda cuda-torch \
+	gpu-check check-all bench clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets and the variables
@@ -35,7 +37,10 @@ help:  ## list the targets and the variables
 	@echo '  ARGS="--steps build timing"   for gpu-check: only these steps; --minutes limits them all'
 
 test: .venv/built  ## run the tests
-	$(RUN) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-all: .venv/built  ## run the tests with every combination of activation, dtype and option
+	$(PYTEST) --all $(ARGS)
 
 demo: .venv/built  ## train on handwritten digits, with and without the fused operator
 	$(RUN) -m actreg_ext demo $(ARGS)
@@ -66,6 +71,14 @@ cuda-torch: build/cuda-torch/.venv  ## build everything against a PyTorch for CU
 	git ls-files -z -co --exclude-standard | xargs -0 cp --parents -ut build/cuda-torch
 	cd build/cuda-torch && ACTREG_CUDA=1 TORCH_CUDA_ARCH_LIST="$(CUDA_ARCH_LIST)" .venv/bin/python -m pip install -e '.[test]'
 	cd build/cuda-torch && .venv/bin/python -m pytest tests/test_fake_cuda.py tests/test_doctor.py $(ARGS)
+
+check-all: test-all lint sanitize  ## before a release: all tests, faults, GPUs and floats; hours
+	$(RUN) tools/emulate.py --all
+	$(RUN) tools/mutate.py --all
+	$(RUN) tools/cuda_report.py --arch all
+	$(RUN) -m tools.ulp
+	git diff --exit-code docs/accuracy.md
+	$(MAKE) cuda-torch fuzz ARGS=
 
 gpu-check:  ## build, test, sanitize and time on a GPU, with the PyTorch that $(PYTHON) has: no network needed
 	$(PYTHON) tools/gpu_check.py $(ARGS)

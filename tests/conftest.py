@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from tests import table
+from tests import pairs, table
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all", action="store_true", help="run every combination of the tests marked 'pairs'"
+    )
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m have chosen
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of each test marked 'pairs' run a part of its combinations, unless --all is given."""
+    if config.getoption("all"):
+        return
+    products = defaultdict[object, list[pytest.Function]](list)
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("pairs"):
+            products[item.function].append(item)
+    left_out = set[pytest.Item]()
+    for product in products.values():
+        chosen = pairs.covering([tuple(map(id, item.callspec.params.values())) for item in product])
+        left_out.update(
+            item for item, is_chosen in zip(product, chosen, strict=True) if not is_chosen
+        )
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))
 
 
 @pytest.fixture(params=table.PLAIN, ids=table.describe)

@@ -20,6 +20,7 @@ def at_offset(x: Tensor, offset: int) -> Tensor:
     return x.new_empty(len(x) + offset)[offset:].copy_(x)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("penalty_on", ["activation", "output"])
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
 def test_alignment_changes_no_bit(

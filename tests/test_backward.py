@@ -29,6 +29,7 @@ def check_gradient(
     tolerance.assert_gradient(ours, eager, true, x)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("setting", table.SETTINGS, ids=table.describe)
 def test_gradient(
     activation: dict[str, Any], dtype: torch.dtype, device: str, setting: dict[str, Any]

@@ -12,6 +12,7 @@ from actreg_ext.functional import act_reg
 from tests import table, tolerance
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
 def test_output(variant: dict[str, Any], dtype: torch.dtype, device: str, p: float) -> None:
     x = table.random_inputs(dtype, device)

@@ -130,6 +130,7 @@ def test_of_a_composite_more_is_kept() -> None:
     assert ours == 1024 // 8 + 16 and theirs > 8 * 1024
 
 
+@pytest.mark.pairs
 @ROWS
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(2, 3, 4, 6), (1, 5, 3, 2)])

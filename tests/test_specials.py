@@ -115,6 +115,7 @@ def true_second_derivative(
 EXCEPTIONS = {("hardswish", "nan"), ("softplus", "20.0")}
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("penalty", PENALTIES, ids=table.describe)
 def test_second_derivatives_are_torchs(
     variant: dict[str, Any],

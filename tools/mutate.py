@@ -1,5 +1,7 @@
 """Plant faults, one at a time, and see the tests catch them: make mutate [ARGS="-k dropout"].
 
+Of each kind of fault one is planted, and with --all every fault.
+
 A check that was never seen to fail is decoration. Everything happens in copies of the tree, which
 are thrown away. Of the extension only what a fault changes is compiled again, for the instruction
 set without flags (ATEN_CPU_CAPABILITY=default); everything else is taken from the last build.
@@ -20,16 +22,18 @@ from typing import Any
 
 import emulate
 from copies import EMULATION, NATIVE, ROOT, Copy, run
-from mutations import KERNELS, MUTATIONS, Mutation
+from mutations import KERNELS, MORE, MUTATIONS, Mutation
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-k", metavar="TEXT", default="", help="only the faults named so")
-    parser.add_argument("-j", metavar="N", type=int, default=2, help="so many at a time")
+    parser.add_argument("-j", metavar="N", type=int, default=2, help="number of faults at a time")
+    parser.add_argument("--all", action="store_true", help="every fault")
     arguments = parser.parse_args()
-    mutations = [m for m in MUTATIONS if arguments.k.lower() in m.fault.lower()]
-    for mutation in mutations:
+    chosen = MUTATIONS + MORE if arguments.all or arguments.k else MUTATIONS
+    mutations = [m for m in chosen if arguments.k.lower() in m.fault.lower()]
+    for mutation in MUTATIONS + MORE:
         count = (ROOT / mutation.file).read_text().count(mutation.old)
         if count != 1:
             sys.exit(f"{mutation.fault}: {mutation.old!r} is {count} times in {mutation.file}")
