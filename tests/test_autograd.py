@@ -349,6 +349,7 @@ def test_without_gradients(context: Callable[..., Any]) -> None:
 SHAPES = [(5,), (3, 4), (4, 4), (4, 4, 2), (2, 3, 2, 2), (2, 5, 2, 2)]
 
 
+@pytest.mark.pairs
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("part", ["output", "penalty", "both"])
 @pytest.mark.parametrize("p", [0.0, 0.5])

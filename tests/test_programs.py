@@ -53,19 +53,19 @@ def test_autograd(program: Program) -> None:
     run(program)
 
 
-@some(150)
+@some(100)
 @given(strategies.FAMILIES["functorch"])
 def test_functorch(program: Program) -> None:
     run(program)
 
 
-@some(40)
+@some(30)
 @given(strategies.FAMILIES["tracing"])
 def test_tracing(program: Program) -> None:
     run(program)
 
 
-@some(10)
+@some(8)
 @given(strategies.FAMILIES["compile"])
 def test_compile(program: Program) -> None:
     run(program)
