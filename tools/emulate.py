@@ -16,7 +16,8 @@ from copies import EMULATION, ENVIRONMENT, ROOT, Copy, natives_beside_emulation
 from torch.utils import cpp_extension
 
 # About the CPU's kernels, about other builds, or about no kernels at all.
-OTHERS = "instruction_sets ulp cuda fake_cuda gpu_check doctor layers registry".split()
+OTHERS = "instruction_sets ulp cuda fake_cuda gpu_check doctor layers registry pairs".split()
+OTHERS += ["benchmarks", "benchmarks_gpu"]
 
 
 def build() -> None:

@@ -1,6 +1,7 @@
 // A function that runs on a stack of its own, until it pauses or ends; then its caller goes on.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstddef>
@@ -15,17 +16,18 @@ namespace emulation {
 class Fiber {
  public:
   void begin(void (*function)()) {
-    getcontext(&context_);
-    context_.uc_stack.ss_sp = stack_.get();
-    context_.uc_stack.ss_size = kBytes;
-    context_.uc_link = nullptr;
-    makecontext(&context_, function, 0);
+    getcontext(&here_.context);
+    here_.context.uc_stack.ss_sp = stack_.get();
+    here_.context.uc_stack.ss_size = kBytes;
+    here_.context.uc_link = nullptr;
+    makecontext(&here_.context, function, 0);
+    here_.has_begun = false;
   }
 
   void resume() {
     void* saved = nullptr;
     start_switch(&saved, stack_.get(), kBytes);
-    swapcontext(&caller(), &context_);
+    change(caller(), here_);
     finish_switch(saved, nullptr, nullptr);
   }
 
@@ -34,20 +36,40 @@ class Fiber {
   void pause() {
     void* saved = nullptr;
     start_switch(&saved, callers_stack(), callers_bytes());
-    swapcontext(&context_, &caller());
+    change(here_, caller());
     finish_switch(saved, &callers_stack(), &callers_bytes());
   }
   void end() {
     start_switch(nullptr, callers_stack(), callers_bytes());
-    swapcontext(&context_, &caller());
+    change(here_, caller());
   }
 
  private:
   static constexpr std::size_t kBytes = 128 * 1024;
 
-  static ucontext_t& caller() {
-    static ucontext_t context;
-    return context;
+  struct Place {
+    ucontext_t context;
+    jmp_buf jump;
+    bool has_begun = true;
+  };
+
+  // Continues at `to`, until somebody changes back to `from`. swapcontext asks the system for the
+  // signal mask each time, which took a quarter of the time of the tests; _longjmp does not. The
+  // address sanitizer follows only swapcontext.
+  static void change(Place& from, Place& to) {
+#if defined(__SANITIZE_ADDRESS__)
+    swapcontext(&from.context, &to.context);
+#else
+    if (_setjmp(from.jump) != 0) return;
+    if (to.has_begun) _longjmp(to.jump, 1);
+    to.has_begun = true;
+    setcontext(&to.context);
+#endif
+  }
+
+  static Place& caller() {
+    static Place place;
+    return place;
   }
   static const void*& callers_stack() {
     static const void* stack = nullptr;
@@ -72,7 +94,7 @@ class Fiber {
 #endif
   }
 
-  ucontext_t context_;
+  Place here_;
   std::unique_ptr<char[]> stack_{new char[kBytes]};
 };
 
