@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _C, errors
+from .torch_activations import ACTIVATIONS
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 PENALTY_ON = ("activation", "output")
@@ -110,8 +111,6 @@ def resolve(
 
 def _from_module(module: nn.Module) -> tuple[str, dict[str, Any]]:
     """Return the name and parameters of a torch.nn activation (exactly that class)."""
-    from .reference import ACTIVATIONS  # here, because reference imports this file
-
     if type(module) is nn.GELU:
         return "gelu", {"approximate": module.approximate}
     for name, (_, kind) in ACTIVATIONS.items():

@@ -15,38 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arguments import check, resolve, rng_state
+from .torch_activations import ACTIVATIONS as ACTIVATIONS  # a public name of this module
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-# name -> (function of x and the parameters in registry order, the module with the same meaning)
-ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], type[nn.Module] | None]] = {
-    "identity": (torch.clone, nn.Identity),  # a copy: the output never is the input
-    "relu": (F.relu, nn.ReLU),
-    "relu6": (F.relu6, nn.ReLU6),
-    "leaky_relu": (F.leaky_relu, nn.LeakyReLU),
-    "elu": (F.elu, nn.ELU),
-    "celu": (F.celu, nn.CELU),
-    "selu": (F.selu, nn.SELU),
-    "gelu": (F.gelu, nn.GELU),
-    "gelu_tanh": (lambda x: F.gelu(x, approximate="tanh"), None),  # nn.GELU(approximate="tanh")
-    "silu": (F.silu, nn.SiLU),
-    "mish": (F.mish, nn.Mish),
-    "sigmoid": (torch.sigmoid, nn.Sigmoid),
-    "logsigmoid": (F.logsigmoid, nn.LogSigmoid),
-    "tanh": (torch.tanh, nn.Tanh),
-    "tanhshrink": (F.tanhshrink, nn.Tanhshrink),
-    "softplus": (F.softplus, nn.Softplus),
-    "softsign": (F.softsign, nn.Softsign),
-    "hardtanh": (F.hardtanh, nn.Hardtanh),
-    "hardsigmoid": (F.hardsigmoid, nn.Hardsigmoid),
-    "hardswish": (F.hardswish, nn.Hardswish),
-    "hardshrink": (F.hardshrink, nn.Hardshrink),
-    "softshrink": (F.softshrink, nn.Softshrink),
-    "threshold": (F.threshold, nn.Threshold),
-    "relu_squared": (lambda x: F.relu(x).square(), None),
-}
-
 
 # reduction -> what the sums are divided by, if it is not 0
 COUNTS: dict[str, Callable[[Tensor], int]] = {

@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh"))
-PACKAGE = sorted((ROOT / "actreg_ext").rglob("*.py"))
+PACKAGE_ROOT = ROOT / "actreg_ext"
+PACKAGE = sorted(PACKAGE_ROOT.rglob("*.py"))
 STANDARD = r"[a-z_0-9]+"  # a header of C++ itself has neither a slash nor a dot
 
 # layer -> what its files may include in quotes and in angle brackets
@@ -25,6 +28,8 @@ MAY_INCLUDE = {
     ),
 }
 TRANSCENDENTAL = r"\b(exp|exp2|expm1|log|log1p|log2|tanh|erf|erfc|pow|sqrt)f?\("
+# The files of the package that may name mathematical functions of torch.
+WITH_MATHS = ("reference.py", "torch_activations.py")
 # Names of torch that only a formula needs.
 MATHS = set(
     "exp expm1 log log1p sigmoid tanh erf erfc sqrt rsqrt pow abs square sign sgn where clamp clip "
@@ -82,13 +87,99 @@ def test_formulas_stay_in_core(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in PACKAGE if p.name != "reference.py" and p.parent.name == "actreg_ext"],
+    [p for p in PACKAGE if p.parent.name == "actreg_ext" and p.name not in WITH_MATHS],
     ids=relative,
 )
 def test_the_package_has_no_maths_but_in_the_reference(path: Path) -> None:
-    """Nothing named as torch's functions and methods of mathematics are; the demo is a user."""
+    """No name in these files is one of torch's mathematical functions (the demo is not tested)."""
     names = {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
     assert not names & MATHS
+
+
+def test_the_table_of_activations_is_only_a_table() -> None:
+    """The file may name mathematical functions, so it must hold only imports and the dict."""
+    _docstring, *statements = ast.parse((PACKAGE_ROOT / "torch_activations.py").read_text()).body
+    imports = [s for s in statements if isinstance(s, ast.Import | ast.ImportFrom)]
+    others = [s for s in statements if s not in imports]
+    assert [ast.unparse(s.target) for s in others if isinstance(s, ast.AnnAssign)] == [
+        "ACTIVATIONS"
+    ]
+    assert len(others) == 1
+
+
+def module_name(path: Path) -> str:
+    """For example "actreg_ext.demo.report", and "actreg_ext" for actreg_ext/__init__.py."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(module: str, source: str, is_package: bool, modules: set[str]) -> set[str]:
+    """The modules of the package that a module imports, anywhere in its source.
+
+    Imports inside functions and under `if TYPE_CHECKING:` count, because they only hide a circle.
+    Two things do not count. Before it runs actreg_ext/nn.py, Python runs actreg_ext/__init__.py,
+    which imports nn: by that rule every package would be a circle. And doctor.py calls importlib
+    to find out whether the rest of the package can be imported at all.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = module.split(".")[: -node.level + is_package or None] if node.level else []
+            origin = ".".join([*start, *(node.module or "").split(".")]).strip(".")
+            for alias in node.names:  # a module of that package, or a name in the package itself
+                inner = f"{origin}.{alias.name}"
+                found.add(inner if inner in modules else origin)
+    return found & modules
+
+
+def circle(sources: Mapping[str, str], packages: set[str]) -> list[str]:
+    """A circle of imports as a list of modules that ends where it began; empty if there is none."""
+    modules = set(sources)
+    graph = {
+        module: imports_of(module, source, module in packages, modules)
+        for module, source in sources.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+STUBS = sorted(PACKAGE_ROOT.glob("*.pyi"))  # of the compiled module _C, which has no .py
+SOURCES = {module_name(path): path.read_text() for path in [*PACKAGE, *STUBS]}
+PACKAGES = {module_name(path) for path in PACKAGE if path.name == "__init__.py"}
+
+
+def test_the_package_has_no_circle_of_imports() -> None:
+    assert circle(SOURCES, PACKAGES) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "planted"),
+    [
+        ("errors", "from .arguments import DTYPES"),
+        ("errors", "from . import arguments"),
+        ("errors", "import actreg_ext.arguments"),
+        ("errors", "from actreg_ext import arguments"),
+        ("errors", "from actreg_ext.arguments import DTYPES as THE_DTYPES"),
+        ("errors", "def late():\n    from .arguments import DTYPES"),
+        ("errors", "if TYPE_CHECKING:\n    from .arguments import DTYPES"),
+        ("arguments", "def late():\n    from .reference import ACTIVATIONS"),
+        ("functional", "from . import collect_penalty"),  # of the package, which imports functional
+        ("functional", "import actreg_ext"),
+        ("functional", "from .nn import ActReg"),
+        ("demo.timing", "from . import main"),
+        ("demo.experiment", "from .report import console"),
+        ("demo.experiment", "from ..demo import report"),
+        ("nn", "from . import nn"),
+    ],
+)
+def test_a_circle_of_imports_is_found(module: str, planted: str) -> None:
+    module = f"actreg_ext.{module}"
+    sources = SOURCES | {module: f"{SOURCES[module]}\n{planted}\n"}
+    assert module in circle(sources, PACKAGES)
 
 
 def test_the_doctor_needs_nothing() -> None:
