@@ -1,4 +1,4 @@
-"""The C++ extension module: the registry, and the eager door to the operator."""
+"""The compiled C++ module: the registry of activations, and the operator for eager calls."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -20,9 +20,9 @@ def forward(
     l2: float,
     reduction: str,
 ) -> _Output:
-    """Return (output, penalty) as `type`, a named tuple.
+    """Compute the operator and return (output, penalty) as `type`, a named tuple.
 
-    With p > 0 and no rng_state it draws one.
+    If p > 0 and rng_state is None, a seed is drawn from the generator of x's device.
     """
 
 def forward_(
@@ -36,7 +36,10 @@ def forward_(
     l2: float,
     reduction: str,
 ) -> Tensor:
-    """Overwrite x by the output and return the penalty; rng_state None and p > 0 draws."""
+    """Overwrite x with the output and return the penalty.
+
+    If p > 0 and rng_state is None, a seed is drawn from the generator of x's device.
+    """
 
 def kept(
     dtype: torch.dtype,
@@ -47,13 +50,13 @@ def kept(
     l1: float,
     l2: float,
 ) -> str:
-    """Return what of an x of dtype backward keeps: "input", "output", "bits" or "nothing"."""
+    """Return what is kept for the backward: "input", "output", "bits" or "nothing"."""
 
 def activations() -> dict[str, dict[str, float | None]]:
-    """Return {name: {parameter: default, None where required}} in registry order."""
+    """Return {name: {parameter: default}} in registry order; None: the caller must give it."""
 
 def build_info() -> dict[str, str | bool | list[str]]:
-    """Return what this module was built with: torch, compiler, cuda, instruction_sets."""
+    """Return what this module was built with: keys torch, compiler, cuda, instruction_sets."""
 
 def cpu_capability() -> str:
     """Return the instruction set in use: "AVX512", "AVX2" or "DEFAULT"."""

@@ -1,4 +1,4 @@
-"""Activation, L1 and L2 penalty on it, and dropout, in one pass over the tensor.
+"""An activation, L1 and L2 penalties on it, and dropout, in one pass over the tensor.
 
     >>> import torch, actreg_ext
     >>> from actreg_ext.nn import ActReg
@@ -6,18 +6,21 @@
     >>> loss = model(torch.randn(2, 4)).square().mean() + actreg_ext.collect_penalty(model)
     >>> loss.backward()
 
-`functional.act_reg` is the operator, `functional.act_reg_` the same in place, `nn.ActReg` the
-module, `reference.act_reg` the same operator in plain PyTorch, to read. `collect_penalty` gathers
-the penalties of a model, `dropout_mask` shows the mask a seed gives, `activations` lists the names.
-`python -m actreg_ext doctor` looks at the installation, `python -m actreg_ext demo` trains a small
-network.
+- `nn.ActReg` is the module; `collect_penalty` returns the sum of a model's penalties.
+- `functional.act_reg` is the operator as a function, `functional.act_reg_` the same in place.
+- `reference.act_reg` is the same operator in plain PyTorch: read it to learn what is computed.
+- `dropout_mask` returns the mask of a seed; `activations` lists the names and their parameters.
+
+`python -m actreg_ext doctor` checks the installation. `python -m actreg_ext demo` trains a small
+network with and without regularization.
 """
 
 from __future__ import annotations
 
 from . import doctor as _doctor
 
-# The doctor explains what is wrong with an installation, so it runs where the rest cannot.
+# The doctor must run where the rest of the package cannot be imported, so nothing is imported here
+# while `python -m actreg_ext doctor` runs.
 if not _doctor.is_running():
     if _reason := _doctor.why_unusable():
         raise ImportError(_reason, name=__name__)

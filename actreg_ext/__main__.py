@@ -17,11 +17,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m actreg_ext", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands.add_parser("doctor", help="show what is installed and in use, and what to do about it")
+    commands.add_parser("doctor", help="check the installation, and say how to repair it")
     commands.add_parser("demo", help="train with and without regularization", add_help=False)
     chosen, options = parser.parse_known_args(argv)
     if chosen.command == "demo":
-        from . import demo  # here: it imports torch and takes the options, --help too, itself
+        # Imported here, because demo needs torch and the doctor must run without torch. The demo
+        # parses its own options, including --help.
+        from . import demo
 
         return demo.main(options)
     if options:

@@ -1,4 +1,4 @@
-"""The checks of the public arguments, shared by functional, nn and reference; no maths.
+"""The checks of public arguments, which functional, nn and reference share. No maths here.
 
 The texts of the errors are in errors.py.
 """
@@ -24,15 +24,16 @@ OPTIONS = {
     "ActReg": ("activation", "l1", "l2", "p", "penalty_on", "reduction"),
 }
 
-# The C++ registry: name -> {parameter: default, or None where a value is required}. And, for names
-# that need no parameter, name -> defaults.
+# The C++ registry: name -> {parameter: default}. A default of None: the caller must give a value.
 DEFAULTS: dict[str, dict[str, float | None]] = _C.activations()
+# The activations that can be called without parameters: name -> all defaults, in registry order.
 READY: dict[str, tuple[float, ...]] = {
     name: tuple(value for value in parameters.values() if value is not None)
     for name, parameters in DEFAULTS.items()
     if None not in parameters.values()
 }
-# What torch itself refuses, and divisions by 0.
+# name -> (a test that the parameters must pass, the text if they do not). The tests reject what
+# torch rejects, and divisions by 0.
 _CONSTRAINTS: dict[str, tuple[Callable[..., bool], str]] = {
     "celu": (lambda alpha: alpha != 0, "alpha must not be 0"),
     "softplus": (lambda beta, threshold: beta != 0, "beta must not be 0"),
@@ -51,7 +52,7 @@ def check(
     reduction: str,
     seed: int | Tensor | None,
 ) -> tuple[float, float, float]:
-    """Check the arguments of `act_reg` but the activation; return l1, l2 and p as floats."""
+    """Check all arguments of `act_reg` except the activation; return l1, l2 and p as floats."""
     check_input(input)
     if training is not True and training is not False:
         raise TypeError(f"training must be True or False, but got {errors.shown(training)}")
@@ -63,7 +64,7 @@ def check(
 
 
 def check_input(input: object) -> None:
-    """Check that the input is a tensor that the operator takes."""
+    """Raise TypeError unless the input is a dense tensor of one of `DTYPES`."""
     if (
         not isinstance(input, Tensor)
         or input.dtype not in DTYPES
@@ -76,14 +77,20 @@ def check_input(input: object) -> None:
 def resolve(
     activation: str | nn.Module, given: Mapping[str, Any], taker: str = "act_reg"
 ) -> tuple[str, tuple[float, ...]]:
-    """Return the registry's name and all parameters, in registry order, of what a caller wrote."""
+    """Return the registry's name of an activation and all its parameters, in registry order.
+
+    Args:
+        activation: a name or an activation module of torch.nn.
+        given: the parameters that the caller gave by keyword.
+        taker: "act_reg" or "ActReg": whose options an error lists.
+    """
     if isinstance(activation, nn.Module):
         if given:
             raise errors.parameters_of_module(activation, given)
         activation, given = _from_module(activation)
     if not isinstance(activation, str) or activation not in DEFAULTS:
         raise errors.not_one_of("activation", activation, DEFAULTS)
-    if activation == "gelu" and "approximate" in given:  # torch's way to write gelu_tanh
+    if activation == "gelu" and "approximate" in given:  # as in torch
         given = dict(given)
         approximate = given.pop("approximate")
         if approximate not in ("none", "tanh"):
@@ -110,7 +117,7 @@ def resolve(
 
 
 def _from_module(module: nn.Module) -> tuple[str, dict[str, Any]]:
-    """Return the name and parameters of a torch.nn activation (exactly that class)."""
+    """Return the name and parameters of an instance of a torch.nn class, not of a subclass."""
     if type(module) is nn.GELU:
         return "gelu", {"approximate": module.approximate}
     for name, (_, kind) in ACTIVATIONS.items():
@@ -124,7 +131,9 @@ def _parameter(activation: str, name: str, value: object) -> float:
     if type(value) is float and value == value:
         return value
     if value is None:
-        raise TypeError(f"{activation}: {name} is required; pass {name}=<a real number> by name")
+        raise TypeError(
+            f"{activation}: {name} is required, but was not given; pass {name}=<a real number>"
+        )
     number = real(f"{activation}: {name}", value)
     if number != number:
         raise ValueError(f"{activation}: {name} must be a real number, but got nan")
@@ -132,17 +141,17 @@ def _parameter(activation: str, name: str, value: object) -> float:
 
 
 def real(argument: str, value: object) -> float:
-    """Return a real number as a float; a bool, a string or a tensor is none."""
+    """Return a real number as a float; raise TypeError for a bool, a string or a tensor."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise errors.not_real(argument, value)
     try:
         return float(value)
-    except OverflowError:  # an int beyond every float
+    except OverflowError:  # an int that is larger than every float
         return -math.inf if value < 0 else math.inf
 
 
 def coefficient(argument: str, value: object) -> float:
-    """Return l1 or l2 as a float: finite and at least 0."""
+    """Return l1 or l2 as a float; raise ValueError unless it is finite and at least 0."""
     number = real(argument, value)
     if not 0.0 <= number < math.inf:
         raise ValueError(f"{argument} must be finite and at least 0, but got {value}")
@@ -150,24 +159,24 @@ def coefficient(argument: str, value: object) -> float:
 
 
 def probability(p: object) -> float:
-    """Return p as a float in [0, 1]."""
+    """Return p as a float; raise ValueError unless it is in [0, 1]."""
     number = real("p", p)
     if not 0.0 <= number <= 1.0:
-        raise ValueError(f"p: dropout probability has to be between 0 and 1, but got {p}")
+        raise ValueError(f"p, the dropout probability, must be between 0 and 1, but got {p}")
     return number
 
 
 def check_seed(seed: object) -> None:
-    """Check that a seed is an int of torch.manual_seed's range or an int64 tensor [2]."""
+    """Raise unless a seed is an int in [-2^63, 2^64 - 1] or an int64 tensor of shape [2]."""
     if isinstance(seed, Tensor):
         if seed.dtype is not torch.int64 or seed.shape != (2,):
             raise ValueError(
-                "seed: a tensor must be int64 of shape [2], holding {seed, offset}, "
+                "seed, if it is a tensor, must be int64 of shape [2] and hold {seed, offset}, "
                 f"but got {errors.shown(seed)}"
             )
     elif isinstance(seed, bool) or not isinstance(seed, Integral):
         raise TypeError(
-            f"seed must be None, an int or an int64 tensor of {{seed, offset}}, "
+            f"seed must be None, an int or an int64 tensor {{seed, offset}} of shape [2], "
             f"but got {errors.shown(seed)}"
         )
     elif not -(2**63) <= int(seed) < 2**64:
@@ -175,20 +184,21 @@ def check_seed(seed: object) -> None:
 
 
 def rng_state(seed: int | Tensor, x: Tensor) -> Tensor:
-    """Return a checked seed as a new int64 tensor {seed, offset} on the device of x."""
+    """Return a seed, already checked, as a new int64 tensor {seed, offset} on the device of x."""
     state: Tensor
     if isinstance(seed, Tensor):
         state = torch.ops.actreg.rng_state(x, seed.to(x.device), 0)
     else:
-        if not torch.compiler.is_compiling():  # which keeps a seed that varies symbolic
-            seed = int(seed)  # of NumPy's integers too
+        # Not when compiling: a seed that varies must stay symbolic there.
+        if not torch.compiler.is_compiling():
+            seed = int(seed)  # also for NumPy's integers
         signed = seed - 2**64 if seed >= 2**63 else seed  # the same 64 bits
         state = torch.ops.actreg.rng_state(x, None, signed)
     return state
 
 
 def choice(argument: str, value: str, accepted: tuple[str, ...]) -> str:
-    """Return a value that is one of the names accepted."""
+    """Return the value; raise unless it is one of the accepted names."""
     if not isinstance(value, str) or value not in accepted:
         raise errors.not_one_of(argument, value, accepted)
     return value

@@ -1,6 +1,7 @@
-"""The texts of the errors: the argument, the value given, what is accepted, the nearest name.
+"""The texts of errors. Each says what was given, what is accepted, and which name may be meant.
 
-Only bad calls come here. Each function returns the exception, and arguments.py raises it.
+The functions here return an exception; arguments.py raises it. Only a bad call comes here, so these
+functions need not be fast.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Names that other libraries, or torch elsewhere, have for the same.
+# What other libraries, or other parts of torch, call our names: their name -> our name.
 OTHER_NAMES = {"swish": "silu", "avg": "mean", "dropout": "p", "generator": "seed"}
 
 
 def not_one_of(argument: str, value: object, accepted: Iterable[str]) -> ValueError | TypeError:
-    """Build the error for a value that is none of the names accepted."""
+    """Build the error for a value that is not one of the accepted names."""
     names = list(accepted)
     text = f"{argument} must be one of {', '.join(names)}, but got {shown(value)}"
     if isinstance(value, str):
@@ -27,20 +28,20 @@ def not_one_of(argument: str, value: object, accepted: Iterable[str]) -> ValueEr
 
 
 def unknown_module(module: nn.Module, accepted: Iterable[str]) -> TypeError:
-    """Build the error for a module that is none of torch.nn's activations."""
+    """Build the error for a module that is not an activation of torch.nn."""
     names = list(accepted)
     return TypeError(
-        f"activation must be a name or an instance of exactly one of torch.nn's classes "
-        f"{', '.join(names)} (a subclass may compute something else), but got {brief(module)}"
-        f"{nearest(type(module).__name__, names)}"
+        f"activation must be a name or an instance of one of the torch.nn classes "
+        f"{', '.join(names)} (exactly this class, because a subclass may compute something else), "
+        f"but got {brief(module)}{nearest(type(module).__name__, names)}"
     )
 
 
 def parameters_of_module(module: nn.Module, given: Mapping[str, object]) -> TypeError:
-    """Build the error for parameters given beside a module that has its own."""
+    """Build the error for parameters given together with a module, which has its own."""
     return TypeError(
-        f"activation_parameters belong to an activation given by name; {brief(module)} brings its "
-        f"own, but got also {listed(given)}"
+        f"parameters are accepted only for an activation given by name, but got {listed(given)} "
+        f"for {brief(module)}, which brings its own"
     )
 
 
@@ -52,17 +53,18 @@ def unknown_parameter(
     taker: str,
     options: Iterable[str],
 ) -> TypeError:
-    """Build the error for a keyword that neither the activation nor its taker has."""
+    """Build the error for a keyword that neither the activation nor `taker` accepts."""
     parameters = ", ".join(k if v is None else f"{k}={v}" for k, v in accepted.items())
     return TypeError(
-        f"{name}={brief(value)}: {activation} takes {parameters or 'no parameters'}; {taker} takes "
-        f"{', '.join(options)}{nearest(name, [*accepted, *options])}"
+        f"unknown argument {name}={brief(value)}: {activation} takes "
+        f"{parameters or 'no parameters'}; {taker} takes {', '.join(options)}"
+        f"{nearest(name, [*accepted, *options])}"
     )
 
 
 def not_real(argument: str, value: object) -> TypeError:
-    """Build the error for what is not a real number."""
-    hint = " (for a tensor of one element pass its .item())" if isinstance(value, Tensor) else ""
+    """Build the error for a value that is not a real number."""
+    hint = " (if it has one element, pass tensor.item())" if isinstance(value, Tensor) else ""
     return TypeError(f"{argument} must be a real number, but got {shown(value)}{hint}")
 
 
@@ -83,10 +85,10 @@ def bad_input(input: object, dtypes: tuple[object, ...]) -> TypeError:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return a hint at the name that was probably meant, or nothing."""
+    """Return " (did you mean ...?)" with the accepted name that is most similar, or ""."""
     by_lower = {candidate.lower(): candidate for candidate in names}
     meant = OTHER_NAMES.get(name.lower(), name.lower())
-    if hasattr(functional, meant) and meant not in by_lower:  # glu is not gelu
+    if hasattr(functional, meant) and meant not in by_lower:  # not "gelu" for "glu"
         return ""
     close = difflib.get_close_matches(meant, by_lower, n=1, cutoff=0.5)
     return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
@@ -98,13 +100,13 @@ def listed(values: Mapping[str, object]) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value with its type, a tensor in words."""
+    """Return a value as text, with its type; of a tensor, dtype and shape."""
     typed = isinstance(value, str | Tensor)
     return brief(value) if typed else f"{brief(value)} ({type(value).__name__})"
 
 
 def brief(value: object) -> str:
-    """Return a value as text of one line, a tensor in words."""
+    """Return a value as text of one line, 100 characters at most; of a tensor, dtype and shape."""
     if isinstance(value, Tensor):
         return f"a tensor of {value.dtype} and shape {list(value.shape)}"
     text = " ".join(repr(value).split())

@@ -1,5 +1,6 @@
-"""The operator as a function: checks, then one call into C++, or one registered op under tracing.
+"""The operator as a function: check the arguments, then make one call into C++.
 
+Under tracing (torch.compile, torch.export) the call is one registered operator of torch.ops.
 No maths here: reference.py says what is computed.
 """
 
@@ -23,7 +24,7 @@ __all__ = ["ActRegOutput", "act_reg", "act_reg_", "activations", "dropout_mask"]
 
 _DEVICES = {"cpu", "meta"} | ({"cuda"} if _C.build_info()["cuda"] else set())
 _warned: set[str] = set()
-# Names without a dot: each look-up counts in a call of one microsecond.
+# Plain names instead of attributes: a call takes about one microsecond, so each look-up counts.
 _forward = _C.forward
 _INF = math.inf
 
@@ -41,60 +42,80 @@ def act_reg(
     seed: int | Tensor | None = None,
     **activation_parameters: float | str,
 ) -> ActRegOutput:
-    r"""Compute y = where(keep, act(x) * s, 0) and its L1 and L2 penalty in one pass over x.
+    r"""Compute an activation, its L1 and L2 penalties and dropout in one pass over the input.
 
-    Equivalent to these lines, in one kernel, and with one more for the whole gradient::
+    Equivalent to these lines of PyTorch, with a dropout mask of its own (see below)::
 
         a = torch.nn.functional.<activation>(input, **activation_parameters)
         output = torch.nn.functional.dropout(a, p, training)
         t = a if penalty_on == "activation" else output
-        penalty = (l1 * t.abs().sum() + l2 * t.square().sum()) / D
+        penalty = (l1 * t.abs().sum() + l2 * t.square().sum()) / D  # D: see `reduction`
 
-    The gradient, with c1 = l1 * dpenalty / D, c2 = l2 * dpenalty / D and sign(0) = 0, is
+    One kernel computes both results. The backward, also in one kernel, computes
 
-        dx = act'(x) * (keep ? s * dy : 0  +  (c1 * sign(t) + 2 * c2 * t) * dt/da).
+        dx = act'(x) * (keep ? s * dy : 0  +  (c1 * sign(t) + 2 * c2 * t) * dt/da)
 
-    An element is kept when 16 random bits are below T = round((1 - p) * 65536), and s = 65536 / T,
-    so the expected output is exactly a. The bits are a function of the seed and of the element's
-    position in memory only, so the mask is the same on every device, for any number of threads, and
-    in `reference.act_reg`; it is not stored.
+    where x is the input, y the output, dx, dy and dpenalty are the gradients of the loss, c1 is
+    l1 * dpenalty / D, c2 is l2 * dpenalty / D, and sign(0) is 0. dt/da is 1 for
+    penalty_on="activation"; for "output" it is s for a kept element and 0 for a dropped one.
 
-    Kept for the backward, besides 16 bytes: the input, or less where that is enough. A bit for
-    each element, where the slope has two values and no more than that is needed: relu, relu6,
-    hardsigmoid, threshold without l2; leaky_relu, hardtanh, hardshrink, softshrink without l1 and
-    l2. Nothing: identity without l1 and l2. The output, which the next layer keeps anyway and which
-    must not be modified in place before the backward: relu, relu6, identity and hardshrink
-    otherwise, and in float32 and float64 sigmoid, logsigmoid, tanh, softplus (float64: with a
-    threshold from 38 on), leaky_relu, hardtanh and softshrink, at p = 0 or, relu, identity and
-    leaky_relu, with the penalty on the output. (hardtanh with min_val >= 0 is as relu, threshold
-    < 0 with l1 as gelu: the input.)
+    Dropout: each element has 16 random bits. An element is kept if these bits, read as an integer,
+    are below T = round((1 - p) * 65536). A kept element is multiplied by s = 65536 / T, so the
+    expected output is exactly a. The bits depend only on the seed and on the element's position in
+    memory. So one seed gives one mask: on every device, for any number of threads, and in
+    `reference.act_reg`. The backward recomputes the mask; no mask is stored.
 
-    Shapes: input any, dense in any memory order (channels_last stays so) or strided (made
-    contiguous); output the same shape and dtype; penalty 0-d, float32, or float64 for float64.
+    Memory: for the backward the call keeps one row of this table, the first that applies, and at
+    most 16 bytes for seed and offset. If the layer before keeps the input too, or the next layer
+    the output, keeping them costs no extra memory.
+
+    ===============  ==============================================================================
+    kept             for
+    ===============  ==============================================================================
+    nothing          identity without l1 and l2
+    1 bit per        relu, relu6, hardsigmoid, threshold, hardtanh with min_val >= 0: without l2
+    element          leaky_relu, hardtanh, hardshrink, softshrink: without l1 and l2
+    the output       p = 0: identity, relu, relu6, hardshrink; in float32 and float64 also sigmoid,
+                     logsigmoid, tanh, softplus, leaky_relu, hardtanh, softshrink
+                     p > 0 with penalty_on="output": identity, relu; in float32 and float64 also
+                     leaky_relu
+    the input        everything else
+    ===============  ==============================================================================
+
+    Three cases keep the input instead of bits or the output: softplus with a threshold below about
+    17, in float64 about 37 (the default is 20); the activation "threshold" with l1 and a threshold
+    below 0; leaky_relu with a penalty and a negative_slope below 0. The repr of `nn.ActReg` shows
+    what is kept. A kept output must not be modified in place before the backward.
+
+    Shapes: the input may have any shape. A dense input (contiguous, transposed, channels_last)
+    keeps its memory order; any other input is copied to a contiguous one first. The output has the
+    input's shape and dtype. The penalty is 0-d and float32 (float64 for a float64 input).
 
     Args:
         input: x, a float32, float64, float16 or bfloat16 tensor.
-        activation: a name from `actreg_ext.activations()`, or an activation of torch.nn such as
-            `nn.LeakyReLU(0.2)`, whose parameters are taken (`inplace` is ignored).
+        activation: a name from `actreg_ext.activations()`, or an activation module of torch.nn such
+            as `nn.LeakyReLU(0.2)`. The module's parameters are used; its `inplace` is ignored.
         l1: factor of sum |t|; finite, at least 0.
-        l2: factor of sum t^2 (no one half, as in Keras); finite, at least 0.
-        p: probability of an element to be dropped, in [0, 1]. p = 0 draws no random number.
-        training: if False no element is dropped; the penalty is computed all the same.
-        penalty_on: "activation" (t = a, before dropout) or "output" (t = y, after it).
-        reduction: what D is: "mean" the number of elements, "batch" size(0), "token" the number of
-            elements / size(-1), "sum" 1. Of an empty tensor the penalty is 0.
-        seed: None draws from the default generator of the input's device (torch.manual_seed rules);
-            an int in [-2^63, 2^64 - 1]; or an int64 tensor {seed, offset}, for which many calls
-            may share a seed and differ in the offset (to capture a CUDA graph: on that device).
-        **activation_parameters: parameters of a named activation, as torch calls them.
+        l2: factor of sum t^2, without a factor 1/2 (as in Keras); finite, at least 0.
+        p: probability that an element is dropped, in [0, 1]. With p = 0 no random number is drawn.
+        training: False turns dropout off. The penalty is computed in both cases.
+        penalty_on: "activation" penalizes a, the value before dropout; "output" penalizes the
+            value after dropout.
+        reduction: the divisor D of the penalty. "mean": the number of elements; "batch": size(0);
+            "token": the number of elements / size(-1); "sum": 1. An empty tensor has penalty 0.
+        seed: None draws a seed from the default generator of the input's device, which
+            `torch.manual_seed` sets. An int in [-2^63, 2^64 - 1] is the seed itself. An int64
+            tensor [seed, offset] gives a different mask for each offset; to capture a CUDA graph,
+            the tensor must be on the GPU.
+        **activation_parameters: parameters of an activation given by name, named as in torch.
 
     Returns:
-        ActRegOutput: a named tuple (output, penalty), both differentiable, also twice.
+        ActRegOutput: a named tuple (output, penalty). Both are differentiable twice.
 
     Raises:
-        TypeError: an argument of the wrong kind, an unknown parameter, an input that is not a
+        TypeError: an argument has the wrong type, a parameter is unknown, or the input is not a
             dense floating-point tensor.
-        ValueError: an unknown name, or a number out of range.
+        ValueError: a name is unknown, or a number is out of range.
 
     References:
         Keras' activity_regularizer; Merity et al., "Revisiting Activation Regularization for
@@ -109,7 +130,8 @@ def act_reg(
         >>> x.grad
         tensor([0.0000, 2.5000, 3.0000])
     """
-    if has_torch_function_unary(input) and not is_compiling():  # tracing overrides each op
+    # Under tracing the operators inside are overridden, one by one, not act_reg as a whole.
+    if has_torch_function_unary(input) and not is_compiling():
         return handle_torch_function(
             act_reg,
             (input,),
@@ -124,7 +146,7 @@ def act_reg(
             seed=seed,
             **activation_parameters,
         )
-    if not (  # the usual call, told by the cheapest tests; `check` judges every other
+    if not (  # the cheapest tests that accept the usual call; `check` examines any other call
         type(l1) is type(l2) is type(p) is float
         and 0.0 <= l1 < _INF
         and 0.0 <= l2 < _INF
@@ -156,7 +178,7 @@ def act_reg(
             ActRegOutput, input, state, activation, parameters, p, on_output, l1, l2, reduction
         )
     except Exception:
-        check_input(input)  # the op refuses the same inputs, before any work; this text is better
+        check_input(input)  # raises for a bad input, with a better text than the operator's
         raise
 
 
@@ -171,19 +193,24 @@ def _traced(
     reduction: str,
     seed: int | Tensor | None,
 ) -> ActRegOutput:
-    """Call the op under Dynamo: in torch.compile and in a strict torch.export.
+    """Call the operator under Dynamo, that is, in torch.compile and in a strict torch.export.
 
-    The seed comes from torch.randint and the op is pure: AOTAutograd merges two equal calls of a
-    custom random op, which would give two layers one mask, and makes an exception for torch's own.
-    The coefficients stay outside the op, where a changing float does not compile again; which of
-    them are 0 does not. Without dropout too the op is faster than what torch.compile makes of the
-    composite: 0.4 to 0.8 of its time for 2^22 elements
-    (python -m benchmarks --places call --sizes 2^22).
+    The seed comes from torch.randint, and the operator itself draws nothing. The reason is that
+    AOTAutograd merges two equal calls of a custom random operator, so two layers would have the
+    same mask. It never merges calls of torch's own random operators.
+
+    l1 and l2 multiply the sums outside the operator: a float argument of an operator would compile
+    again for each new value. The operator only gets which of them are 0.
+
+    The operator is used without dropout too: it takes 0.4 to 0.8 of the time of the code that
+    torch.compile makes of `reference.composite`, for 2^22 elements (python -m benchmarks --places
+    call --sizes 2^22).
     """
     state = None
     if p > 0:
         state = draw(x.device) if seed is None else rng_state(seed, x)
-    # Which penalties there are is the op's to know: with fewer it may keep less for backward.
+    # 1 for a penalty that is on, 0 for one that is off: with fewer penalties the operator may keep
+    # less for the backward. None: both are on, and the operator returns both sums.
     on = None if l1 and l2 else [1.0, 0.0] if l1 else [0.0, 1.0] if l2 else [0.0, 0.0]
     on_output, order = penalty_on == "output", memory_order(x)
     output, sums = ops.forward(x, state, activation, parameters, p, on_output, on, reduction, order)
@@ -192,13 +219,13 @@ def _traced(
 
 
 def _without_kernel(x: Tensor, *rest: Any) -> ActRegOutput:
-    """Compute the reference, with one warning for each type of device."""
+    """Compute the reference in plain PyTorch, and warn once for each type of device."""
     device = x.device.type
     if device not in _warned and not is_compiling():
         _warned.add(device)
         warnings.warn(
-            f"actreg_ext has no kernel for {device} tensors in this build and computes them in "
-            f"plain PyTorch: the same results, more slowly (`python -m actreg_ext doctor`)",
+            f"actreg_ext has no kernel for {device} tensors in this build, so plain PyTorch "
+            f"is used: same results, but slower (`python -m actreg_ext doctor` says why)",
             stacklevel=3,
         )
     return composite(x, *rest)
@@ -217,40 +244,46 @@ def act_reg_(
     seed: int | Tensor | None = None,
     **activation_parameters: float | str,
 ) -> ActRegOutput:
-    """Compute `act_reg` in place: the output overwrites the input, and no memory is allocated.
+    """Compute `act_reg` in place: the output overwrites the input.
 
-    Equivalent to `input.copy_(act_reg(input, ...).output)`, in one pass over half the memory. With
-    a gradient to come it works where backward does not need the input (`act_reg` says where), as
-    torch.relu_ does; everything else works without gradients, and under torch.compile. What was
-    saved of the input by others is noticed by its version, as for every in-place operation of
-    torch.
+    Equivalent to these lines, in one pass and without memory for a second tensor::
 
-    Shapes: input any. Through a copy goes what is not dense, a view of a tensor that requires a
-    gradient, and all of it under torch.compile and torch.func.
+        output, penalty = act_reg(input, activation, ...)
+        input.copy_(output)
+
+    If the input requires a gradient, the call needs a backward that does not use the input: the
+    table in `act_reg` must say nothing, bits or output for it. Otherwise the call raises
+    RuntimeError. Without gradients, and under torch.compile, every call works. If another operation
+    has saved the input for its own backward, that backward raises an error, as after any other
+    in-place operation of torch.
+
+    Shapes: the input may have any shape. The results are always the same, but three kinds of calls
+    copy the input first: the input is not dense, the input is a view of a tensor that requires a
+    gradient, or the call runs under torch.compile, torch.func or forward-mode AD.
 
     Args:
-        input: x, overwritten by y.
-        activation: this and the others are those of `act_reg`.
-        l1: factor of sum |t|.
-        l2: factor of sum t^2.
-        p: probability of an element to be dropped.
-        training: if False no element is dropped.
-        penalty_on: "activation" or "output".
-        reduction: what D is.
-        seed: as in `act_reg`; None draws by torch.randint, which on the CPU gives what `act_reg`
-            draws.
-        **activation_parameters: parameters of a named activation.
+        input: x, which y overwrites.
+        activation: as in `act_reg`.
+        l1: factor of sum |t|, as in `act_reg`.
+        l2: factor of sum t^2, as in `act_reg`.
+        p: probability that an element is dropped, as in `act_reg`.
+        training: False turns dropout off.
+        penalty_on: "activation" or "output", as in `act_reg`.
+        reduction: "mean", "batch", "token" or "sum", as in `act_reg`.
+        seed: as in `act_reg`. None draws a seed by torch.randint; on the CPU `act_reg` draws the
+            same seed, on a GPU another one.
+        **activation_parameters: parameters of an activation given by name.
 
     Returns:
         ActRegOutput: (input, penalty).
 
     Raises:
-        TypeError, ValueError: as `act_reg`.
-        RuntimeError: backward would need the overwritten input, or torch does not allow to write
-            to it (a leaf that requires a gradient, a tensor whose elements overlap).
+        TypeError, ValueError: as for `act_reg`.
+        RuntimeError: the backward would need the overwritten input, or torch forbids writing to
+            the input (a leaf that requires a gradient, a tensor whose elements overlap in memory).
 
     References:
-        Those of `act_reg`; the rules are those of torch.nn.functional.relu_.
+        As for `act_reg`. torch.nn.functional.relu_ follows the same rules.
 
     Example:
         >>> x = torch.tensor([-1.0, 2.0])
@@ -275,7 +308,8 @@ def act_reg_(
     needs_grad = input.requires_grad and torch.is_grad_enabled()
 
     def through_a_copy() -> ActRegOutput:
-        # Of the input, because backward may need what is overwritten, and in the same order.
+        # A copy of the input goes to act_reg, because the backward may need what is overwritten.
+        # The copy has the input's memory order, so it has the same mask.
         layout = torch.preserve_format if memory_order(input) else torch.contiguous_format
         output, penalty = act_reg(input.clone(memory_format=layout), activation, **options)
         return ActRegOutput(input.copy_(output), penalty)
@@ -287,8 +321,8 @@ def act_reg_(
     on_output = penalty_on == "output"
     if needs_grad and _C.kept(input.dtype, name, parameters, p, on_output, l1, l2) == "input":
         raise RuntimeError(
-            f"act_reg_: with these penalties and p the gradient of {name!r} in {input.dtype} needs "
-            f"the input, which would be overwritten; use act_reg"
+            f"act_reg_: with these penalties and this p, the gradient of {name!r} in {input.dtype} "
+            f"needs the input, which would be overwritten; use act_reg"
         )
     if (
         input.device.type not in _DEVICES
@@ -309,24 +343,27 @@ def dropout_mask(
     seed: int | Tensor | None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Return keep = r(i) < round((1 - p) * 65536): the mask that `act_reg` uses, True where kept.
+    """Return the dropout mask that `act_reg` uses for this seed: True where an element is kept.
 
-    Equivalent to `act_reg(torch.ones(shape), "identity", p=p, seed=seed).output != 0`, and computed
-    so. Position i runs in contiguous order; for a channels_last input of shape (N, C, H, W) ask for
-    the mask of shape (N, H, W, C) and permute it.
+    Equivalent to `act_reg(torch.ones(shape), "identity", p=p, seed=seed).output != 0`. As a
+    formula, keep(i) = r(i) < round((1 - p) * 65536), where r(i) are the 16 random bits of the
+    element at position i in memory.
+
+    Shapes: the mask is the one of a contiguous input of shape `shape`. For a channels_last input of
+    shape (N, C, H, W), ask for the shape (N, H, W, C) and apply `.permute(0, 3, 1, 2)`.
 
     Args:
         shape: the shape of the input.
-        p: probability of an element to be dropped, in [0, 1].
-        seed: as in `act_reg`; None draws one.
-        device: where the mask is made; torch's default device if None.
+        p: probability that an element is dropped, in [0, 1].
+        seed: as in `act_reg`. None draws a seed, so each call returns a new mask.
+        device: the device of the mask; None is torch's default device.
 
     Returns:
-        bool tensor of shape `shape`.
+        A bool tensor of shape `shape`.
 
     Raises:
-        TypeError: p or seed of the wrong kind.
-        ValueError: p or seed out of range.
+        TypeError: p or seed has the wrong type.
+        ValueError: p or seed is out of range.
 
     Example:
         >>> dropout_mask((2, 4), p=0.5, seed=0)
@@ -341,10 +378,10 @@ def dropout_mask(
 
 
 def activations() -> dict[str, dict[str, float | None]]:
-    """Return {name: {parameter: default}} of every activation, from the C++ registry.
+    """Return all activations as {name: {parameter: default}}.
 
-    A default of None means that the parameter has to be given. Names, parameters and defaults are
-    those of torch.nn.functional.
+    Names, parameters and defaults are those of torch.nn.functional. A default of None means that
+    the caller must give the parameter.
 
     Example:
         >>> activations()["leaky_relu"]

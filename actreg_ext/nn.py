@@ -1,4 +1,4 @@
-"""The operator as a module, which keeps its penalty until `collect_penalty` asks for it.
+"""The operator as a module: `ActReg` stores its penalty until `collect_penalty` takes it.
 
 No maths here: functional.py does the work.
 """
@@ -18,36 +18,36 @@ from .functional import act_reg
 
 __all__ = ["ActReg", "collect_penalty"]
 
-_MANY = 1000  # forwards that nobody collected: their graphs fill the memory
+_MANY = 1000  # forwards without collect_penalty before a warning: their graphs fill the memory
 _LOST = (
-    "ActReg: its forward ran under torch.no_grad() and again in the backward pass, which is what "
-    "torch.utils.checkpoint does with use_reentrant=True; the penalty of such a forward cannot "
-    "reach the loss. Call checkpoint(..., use_reentrant=False)."
+    "ActReg: reentrant checkpointing loses the penalty. The forward ran under torch.no_grad() and "
+    "again in the backward pass, as torch.utils.checkpoint does with use_reentrant=True, so its "
+    "penalty cannot be part of the loss. Call checkpoint(..., use_reentrant=False)."
 )
 _ESCAPED = (
     "collect_penalty: an ActReg ran inside a function transformed by torch.func (vmap, grad, ...), "
-    "which is over: its penalty means nothing here and has been dropped. Call collect_penalty "
-    "inside that function."
+    "and the transform has ended. The penalty has no meaning outside of the transform, so it was "
+    "dropped. Call collect_penalty inside that function."
 )
 
 
 class _Pending:
-    """What the forwards of one module left to be collected."""
+    """The penalties of one module's forwards that `collect_penalty` has not taken yet."""
 
     def __init__(self) -> None:
         self.penalty: Tensor | None = None
         self.forwards = 0
-        self.compiled = False  # compiled code has added to it
-        self.lost = False  # the last training forward was under no_grad and nothing is pending
+        self.compiled = False  # compiled code has added to the penalty
+        self.lost = False  # nothing is pending, and the last training forward was under no_grad
 
     def add(self, penalty: Tensor) -> None:
-        """Add to one running sum: a list would compile again for each of its lengths."""
+        """Add to one running sum: torch.compile would compile again for each length of a list."""
         if self.penalty is not None:
             penalty = self.penalty.to(penalty.device) + penalty
         self.penalty = penalty
 
     def take(self) -> Tensor | None:
-        """Hand over the sum and forget it."""
+        """Return the sum, or None if there is none, and clear it."""
         penalty, self.penalty = self.penalty, None
         if not is_compiling():
             self.forwards = 0
@@ -55,40 +55,48 @@ class _Pending:
 
 
 class ActReg(nn.Module):
-    r"""y = where(keep, act(x) * s, 0), with l1 * sum|t| + l2 * sum t^2 over D for the loss.
+    r"""An activation with dropout and L1 and L2 penalties, which `collect_penalty` adds up.
 
-    Stands where an activation and an `nn.Dropout` stood::
+    Replaces an activation and the `nn.Dropout` behind it::
 
         nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.1))
         nn.Sequential(nn.Linear(8, 8), ActReg("relu", l1=1e-4, p=0.1))
 
-    and with l1 = l2 = p = 0 it is the activation alone. It has no parameters and no buffers,
-    and with `nn.Identity()` in the dropout's place the others keep their names, so that checkpoints
-    load as before. `forward` returns y alone, of the shape and dtype of x; each forward
-    in training mode with gradients enabled adds its penalty to what `collect_penalty(model)`
-    returns. A forward in eval mode, under `torch.no_grad()` or in an exported program leaves
-    nothing, and a forward that activation checkpointing repeats (use_reentrant=False) counts once.
-    Where torch.compile(fullgraph=True) shall see a checkpoint around it, PyTorch asks for
-    `torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True`, which is just that.
+    `forward` returns y = dropout(act(x), p), of the shape and dtype of x. The penalty is
+    (l1 * sum|t| + l2 * sum t^2) / D, where t is act(x) or y (see `penalty_on`). With l1 = l2 = p =
+    0 the module is the activation alone.
 
-    `actreg_ext.functional.act_reg` has the formulas, the gradient and the sources, and what is kept
-    of x for the backward: the input, the output, bits or nothing, which the module's repr says,
-    for the half types (float16 and bfloat16) apart where it is something else.
+    Each forward in training mode with gradients enabled adds its penalty to the sum that
+    `collect_penalty(model)` returns. A forward in eval mode, under `torch.no_grad()` or in an
+    exported program adds nothing. A forward that activation checkpointing repeats
+    (use_reentrant=False) counts once.
+
+    Old checkpoints: the module has no parameters and no buffers. In an `nn.Sequential`, put
+    `nn.Identity()` in the place of the `nn.Dropout`; then the other layers keep their names, and a
+    state_dict of the old model loads.
+
+    Activation checkpointing inside torch.compile(fullgraph=True) needs this setting of PyTorch:
+    `torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True`.
+
+    `actreg_ext.functional.act_reg` documents the formulas, the gradient, their sources and the
+    memory for the backward. The module's repr shows what the backward keeps: `keeps=bits`, for
+    example, or `keeps=output (half: input)` if float16 and bfloat16 keep something else.
 
     Args:
-        activation: a name from `actreg_ext.activations()` or a torch.nn activation such as
-            `nn.LeakyReLU(0.2)`, which is read and not kept.
-        l1: factor of sum |t|; finite, at least 0. May be changed at any time, as l2 and p.
+        activation: a name from `actreg_ext.activations()`, or an activation module of torch.nn such
+            as `nn.LeakyReLU(0.2)`, of which only the parameters are used.
+        l1: factor of sum |t|; finite, at least 0. The attributes l1, l2 and p may be changed at
+            any time.
         l2: factor of sum t^2; finite, at least 0.
-        p: probability of an element to be dropped in training, in [0, 1].
-        penalty_on: "activation" (t is the activation) or "output" (t is y, after dropout).
-        reduction: D: "mean" number of elements, "batch" size(0), "token" number / size(-1),
-            "sum" 1.
-        **activation_parameters: parameters of a named activation, as torch calls them.
+        p: probability that an element is dropped in training, in [0, 1].
+        penalty_on: "activation" (t = act(x), before dropout) or "output" (t = y, after dropout).
+        reduction: the divisor D. "mean": the number of elements; "batch": size(0); "token": the
+            number of elements / size(-1); "sum": 1.
+        **activation_parameters: parameters of an activation given by name, named as in torch.
 
     Raises:
-        TypeError: an argument of the wrong kind or an unknown parameter.
-        ValueError: an unknown name, or a number out of range.
+        TypeError: an argument has the wrong type, or a parameter is unknown.
+        ValueError: a name is unknown, or a number is out of range.
 
     Example:
         >>> layer = ActReg("leaky_relu", l1=0.5, reduction="sum", negative_slope=0.25)
@@ -122,7 +130,7 @@ class ActReg(nn.Module):
         self._pending = _Pending()
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return y and leave the penalty for `collect_penalty`.
+        """Return y, and store the penalty for `collect_penalty`.
 
         Args:
             input: x, a floating-point tensor of any shape.
@@ -149,8 +157,9 @@ class ActReg(nn.Module):
     def _keep(self, penalty: Tensor) -> None:
         pending = self._pending
         if is_compiling():
-            # An exported program has nobody to collect from it. The flag is read, because until
-            # torch 2.13 torch.compiler.is_exporting() is also true in torch.compile.
+            # Nothing is stored in an exported program: collect_penalty cannot be called on it.
+            # This reads the flag, because torch.compiler.is_exporting() is also true inside
+            # torch.compile before torch 2.13.
             if torch.is_grad_enabled() and not torch.compiler._is_exporting_flag:
                 pending.add(penalty)
                 pending.compiled = True
@@ -159,7 +168,7 @@ class ActReg(nn.Module):
         if not torch.is_grad_enabled():
             if not in_backward:
                 pending.lost = pending.penalty is None
-        elif in_backward:  # activation checkpointing repeats a forward that has been counted
+        elif in_backward:  # activation checkpointing repeats a forward that was already counted
             if pending.lost:
                 raise RuntimeError(_LOST)
         else:
@@ -182,12 +191,13 @@ class ActReg(nn.Module):
             shown.append(f"penalty_on={self.penalty_on}")
         if self.reduction != "mean":
             shown.append(f"reduction={self.reduction}")
-        with contextlib.suppress(TypeError, ValueError):  # an attribute that forward will refuse
+        # An attribute that was set to a bad value must not break the repr: forward raises for it.
+        with contextlib.suppress(TypeError, ValueError):
             shown.append(f"keeps={self._kept()}")
         return ", ".join(shown)
 
     def _kept(self) -> str:
-        """Return what of x is kept for backward in float32, and in other types if they differ."""
+        """Return what the backward keeps for float32, and for the other dtypes that differ."""
         kept, *others = (
             _C.kept(
                 dtype,
@@ -208,11 +218,11 @@ class ActReg(nn.Module):
         return f"{kept} ({', '.join(differing)})" if differing else kept
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copy and pickle take: everything but the pending penalty and its graph."""
+        """Return the state for copy and pickle: all but the pending penalty, which has a graph."""
         return {**self.__dict__, "_pending": _Pending()}
 
     def _replicate_for_data_parallel(self) -> Any:
-        """Give a replica of nn.DataParallel, which lives for one forward, a store of its own."""
+        """Give a replica of nn.DataParallel, which exists for one forward, its own pending sum."""
         replica = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
         replica._pending = _Pending()
         if self.training and (self.l1 or self.l2):
@@ -225,32 +235,38 @@ class ActReg(nn.Module):
 
 
 def collect_penalty(model: nn.Module) -> Tensor:
-    """Return the sum of the penalties of every ActReg in `model` since the last call; clear them.
+    """Return the sum of all penalties of `model` since the last call, and clear them.
 
-    Equivalent to adding up the `penalty` of each `act_reg` call, differentiable like it. To be
-    called once for each step, after the forward::
+    Equivalent to adding the `penalty` of every `act_reg` call that the ActReg modules of `model`
+    have made; the sum is differentiable as these are. Call it once in each training step, after the
+    forward::
 
         loss = criterion(model(x), target) + collect_penalty(model)
         loss.backward()
 
-    A module called twice counts twice; the same module at two places of the model is collected
-    once. Nothing is kept afterwards, so no graph outlives the loss. Until then everything is: where
-    the penalty of a training forward is not wanted (another network's step through this one), call
-    this after it and leave the result. The copies that `nn.DataParallel` makes of a model cannot be
-    collected from: use DistributedDataParallel. In a function that torch.func transforms call it
-    there, beside the forward.
+    Every forward counts once. A module that stands at two places of the model runs twice, so it
+    contributes two penalties.
+
+    The call removes the penalties from the modules, so their graphs are freed together with the
+    loss. If you do not want the penalty of a training forward, still call `collect_penalty` after
+    that forward and ignore the result. Otherwise the penalty goes into the next step. An example is
+    a GAN: the generator's step runs the discriminator, but does not train it.
+
+    Inside a function that torch.func transforms (vmap, grad), call both the model and
+    `collect_penalty` in that function. `nn.DataParallel` is not supported, because the penalties of
+    its replicas are lost: use `nn.parallel.DistributedDataParallel`.
 
     Args:
         model: the model, or any part of it.
 
     Returns:
-        A 0-d tensor, on the device of the first penalty. With nothing to collect a zero, on the
-        device of the model's first parameter (the CPU without one).
+        A 0-d tensor on the device of the first penalty. If there is nothing to collect, the result
+        is 0 on the device of the model's first parameter (on the CPU if the model has none).
 
     Raises:
         TypeError: `model` is not an nn.Module.
-        RuntimeError: a forward ran inside a torch.func transform that is over. Nothing is pending
-            any more then.
+        RuntimeError: a forward ran inside a torch.func transform that has ended. All pending
+            penalties are dropped in this case.
 
     Example:
         >>> model = nn.Sequential(ActReg("relu", l1=1.0, reduction="sum"), ActReg("tanh"))
@@ -277,15 +293,16 @@ def collect_penalty(model: nn.Module) -> Tensor:
 
 
 def _has_escaped(penalty: Tensor) -> bool:
-    """Whether a transform of torch.func made it that is over."""
-    level = torch._C._functorch.maybe_get_level(penalty)  # -1: no transform's; -2: one's that ended
+    """Whether the penalty belongs to a torch.func transform that has ended."""
+    level = torch._C._functorch.maybe_get_level(penalty)  # -1: of no transform; -2: of an ended one
     return level != -1 and not 0 < level <= (torch._C._functorch.maybe_current_level() or 0)
 
 
 def _forget_repeated(total: Tensor, stores: list[_Pending]) -> None:
-    """Have the backward of `total` drop what the forwards that it repeats will leave.
+    """Make the backward of `total` drop the penalties of the forwards that it repeats.
 
-    Compiled code cannot tell that checkpointing repeats it, as `ActReg._keep` does in eager mode.
+    Activation checkpointing repeats forwards in the backward. In eager mode `ActReg._keep` sees
+    that and adds nothing. Compiled code cannot see it, so its penalties are dropped afterwards.
     """
 
     def at_start(_: Tensor) -> None:
@@ -302,7 +319,7 @@ def _forget_repeated(total: Tensor, stores: list[_Pending]) -> None:
 
 def _warn_uncollected() -> None:
     warnings.warn(
-        f"ActReg: {_MANY} training forwards of one module without collect_penalty(model), which "
-        f"takes their penalties and frees their graphs; call it in each step, or set l1 = l2 = 0",
-        stacklevel=6,  # the caller of the module
+        f"ActReg: one module has run {_MANY} training forwards without collect_penalty(model), so "
+        f"their penalties and graphs fill the memory; call it in each step, or set l1 = l2 = 0",
+        stacklevel=6,  # the line that calls the module
     )

@@ -1,9 +1,12 @@
-"""What torch needs to be told from Python about the operators that csrc/torch registers.
+"""The registered operators of csrc/torch under short names, and their rules for torch.vmap.
 
-`forward` is the op for traced graphs. The vmap rules compute example by example, because every
-example has its own sums and, with dropout, its own positions; without a rule torch does the same
-with a warning. `reduction` and `order`, the last two attributes, are those of one example. The
-operators that draw have no rule: under a transform the seed comes from torch.randint.
+`forward` is the operator that traced graphs contain.
+
+A vmap rule says how to compute an operator for a batch of examples. The rules here call the
+operator once for each example, because each example has its own sums and, with dropout, its own
+positions. Without a rule torch does the same, but warns. The attributes `reduction` and `order`
+describe one example, not the batch. The operators that draw a seed have no rule, because under a
+transform the seed comes from torch.randint.
 """
 
 from __future__ import annotations
@@ -32,10 +35,10 @@ rng_state = _ops.rng_state.default
 
 
 def _viewable(value: Tensor) -> Tensor:
-    """Return `value`, in forward mode a copy of it.
+    """Return a tensor of which views can be taken: `value`, or in forward-mode AD a copy.
 
-    A view of a value and its tangent has to fit both, but the two may be laid out in two ways, or
-    one of them lazily negated.
+    In forward mode torch takes the same view of a value and of its tangent. That fails if the two
+    have different strides, or if one of them is lazily negated. A contiguous copy has neither.
     """
     levels = torch._C._functorch.get_interpreter_stack() or []
     is_forward = any(level.key() == TransformType.Jvp for level in levels)
@@ -45,7 +48,7 @@ def _viewable(value: Tensor) -> Tensor:
 
 
 def _each(value: Tensor | None, dim: int | None, size: int) -> Sequence[Tensor | None]:
-    """Return the argument of each example of the batch."""
+    """Return one argument per example: a slice along `dim`, or `value` itself if `dim` is None."""
     if value is None or dim is None:
         return [value] * size
     return _viewable(value).unbind(dim)
@@ -57,13 +60,13 @@ def _stack(results: Sequence[Sequence[Tensor]]) -> tuple[tuple[Tensor, ...], tup
 
 
 def _batched(value: Tensor, dim: int | None, size: int) -> Tensor:
-    """Return a tensor argument with the batch as its first dimension."""
+    """Return the tensor with the batch as its first dimension."""
     value = _viewable(value)
     return value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
 
 
 def _empty(x: Tensor, coefficients: object) -> tuple[Tensor, Tensor, Tensor]:
-    """Return output, penalty and bits of no examples; x has the batch as its first dimension."""
+    """Return output, penalty and bits for a batch of 0 examples, which is x's first dimension."""
     sums = () if coefficients is not None else (2,)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     bits = x.new_empty((0, -(-x.shape[1:].numel() // 8)), dtype=torch.uint8)
@@ -78,7 +81,7 @@ def _forward_vmap(
     rng_state: Tensor | None,
     *attributes: Any,
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """Batch a pure op: a shared rng_state gives every example the same mask."""
+    """Batch `forward` or `forward_bits`: with one rng_state all examples have the same mask."""
     if info.batch_size == 0:
         output, penalty, bits = _empty(_batched(x, in_dims[0], 0), attributes[4])
         results = (output, penalty) if op is forward else (output, penalty, bits)
@@ -94,19 +97,19 @@ def _forward_vmap(
 def _slope_vmap(
     op: Any, info: Any, in_dims: Sequence[int | None], *arguments: Any
 ) -> tuple[Tensor, int]:
-    """Batch `backward` or `curvature`, which share their arguments."""
+    """Batch `backward` or `curvature`, which have the same arguments."""
     dy, dpenalty, x, rng_state, activation, parameters, p, on_output, coefficients, *rest = (
         arguments
     )
     size = info.batch_size
     if size == 0:
         return torch.empty_like(_batched(x, in_dims[2], 0)), 0
-    if p == 0 and in_dims[1] is None:  # elementwise in x and dy: one call for the whole batch
+    if p == 0 and in_dims[1] is None:  # elementwise, no mask: one call for all
         reduction, order, *x_is_output = rest
         if dy is not None:
             dy = _batched(dy, in_dims[0], size)
         x = _batched(x, in_dims[2], size)
-        if dpenalty is not None:  # the batch has another D
+        if dpenalty is not None:  # divide by the D of one example here, and by 1 in the call
             dpenalty = dpenalty.double() / denominator(x[0], reduction)
         order = [0, *(dim + 1 for dim in order)] if order else []
         attributes = (activation, parameters, p, on_output, coefficients, "sum", order)
@@ -119,7 +122,7 @@ def _slope_vmap(
 def _backward_bits_vmap(
     info: Any, in_dims: Sequence[int | None], *arguments: Any
 ) -> tuple[Tensor, int]:
-    """Batch `backward_bits`; sizes are those of an example."""
+    """Batch `backward_bits`; its argument `sizes` is the shape of one example."""
     tensors, (sizes, dtype, *_) = arguments[:5], arguments[5:]
     if info.batch_size == 0:
         device = next(t.device for t in tensors if t is not None)
@@ -133,7 +136,7 @@ def _backward_bits_vmap(
 def _rng_state_vmap(
     info: Any, in_dims: Sequence[int | None], x: Tensor, state: Tensor | None, seed: int
 ) -> tuple[Tensor, int | None]:
-    """Batch `rng_state`, which takes nothing but the device from x."""
+    """Batch `rng_state`, which uses only the device of x."""
     dim = in_dims[1]
     if state is None or dim is None:
         return rng_state(x, state, seed), None

@@ -1,7 +1,8 @@
-"""The operator in pure PyTorch: read this to learn what `act_reg` computes.
+"""The operator in plain PyTorch: read this file to learn what `act_reg` computes.
 
-Every kernel is judged by this file, so it shares nothing with them: no compiled code, only public
-torch functions. It is also what runs where there is no kernel.
+The tests compare every kernel with this file. So its arithmetic shares nothing with the kernels: it
+uses public torch functions and no compiled code of ours. The package also runs this file on devices
+that have no kernel.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from .torch_activations import ACTIVATIONS as ACTIVATIONS  # a public name of th
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# reduction -> what the sums are divided by, if it is not 0
+# reduction -> D, the divisor of the sums (`denominator` replaces 0 by 1)
 COUNTS: dict[str, Callable[[Tensor], int]] = {
     "sum": lambda x: 1,
     "mean": Tensor.numel,
-    "batch": lambda x: math.prod(x.shape[:1]),  # of no dimensions at all the product is 1
+    "batch": lambda x: math.prod(x.shape[:1]),  # 1 for a 0-d tensor: an empty product
     "token": lambda x: math.prod(x.shape[:-1]),
 }
 
@@ -35,20 +36,21 @@ class _Fields(NamedTuple):
 
 
 class ActRegOutput(_Fields):
-    """What `act_reg` returns: the tensor to go on with, and the penalty to add to the loss.
+    """What `act_reg` returns: the named tuple (output, penalty).
 
-    A named tuple that, as those of torch.return_types, can also be made from one iterable, which is
-    what subclasses of Tensor do with the results of a function.
+    Like the types in torch.return_types, the tuple can also be made from one iterable: subclasses
+    of Tensor rebuild the results of a function that way.
 
     Attributes:
-        output: y, of the shape and dtype of the input.
-        penalty: a 0-d tensor, float32 (float64 for float64 input), already reduced by D.
+        output: y, of the shape and dtype of the input; the next layer's input.
+        penalty: to be added to the loss: a 0-d tensor, float32 (float64 for a float64 input). The
+            division by D is already done.
     """
 
     __slots__ = ()
 
     def __new__(cls, output: Tensor | Iterable[Tensor], penalty: Tensor | None = None) -> Self:
-        """Make the tuple from the two tensors, or from an iterable of them."""
+        """Make the tuple from two tensors, or from one iterable of two tensors."""
         return tuple.__new__(cls, output if penalty is None else (output, penalty))
 
 
@@ -65,10 +67,11 @@ def act_reg(
     seed: int | Tensor | None = None,
     **activation_parameters: float | str,
 ) -> ActRegOutput:
-    """Compute y = where(keep, act(x) * s, 0) and (l1 * sum|t| + l2 * sum t^2) / D, plainly.
+    """Compute y = where(keep, act(x) * s, 0) and (l1 * sum|t| + l2 * sum t^2) / D.
 
-    The same arguments, the same results and the same mask, bit for bit, as
-    `actreg_ext.functional.act_reg`, which documents them; differentiable to any order.
+    Takes the same arguments as `actreg_ext.functional.act_reg`, which documents them, and returns
+    the same results up to rounding. For the same seed the masks agree bit for bit. This function is
+    slower and keeps more memory, but is differentiable to any order.
 
     Example:
         >>> x = torch.tensor([-1.0, 2.0, 3.0])
@@ -94,7 +97,7 @@ def composite(
     reduction: str,
     seed: int | Tensor | None,
 ) -> ActRegOutput:
-    """Compute `act_reg` from checked arguments."""
+    """Compute `act_reg` from arguments that are already checked."""
     size = denominator(x, reduction)
     order = memory_order(x)
     if not order:
@@ -106,13 +109,13 @@ def composite(
         state = draw(x.device) if seed is None else rng_state(seed, x)
         kept = kept_of_65536(p)
         keep = in_order(random16(state[0], state[1], x.numel()) < kept, x.shape, order)
-        # A select, never a product: 0 * inf would be NaN. The scale is that of the integer
-        # threshold, not of p, so that the expected y is exactly a.
+        # A select, not a product with a mask: 0 * inf would be NaN. The scale is computed from the
+        # integer threshold, not from p, so that the expected y is exactly a.
         y = torch.where(keep, a * (65536 / max(kept, 1)), 0.0)
     t = a if penalty_on == "activation" else y
-    t = t if t.dtype == torch.float64 else t.float()  # the sums of a half type would overflow
-    penalty = t.flatten()[:0].sum()  # 0, and in the graph whatever the coefficients
-    if l1:  # a coefficient of 0 is off: 0 * inf would be NaN
+    t = t if t.dtype == torch.float64 else t.float()  # float16 sums would overflow
+    penalty = t.flatten()[:0].sum()  # 0, but part of the autograd graph even if l1 = l2 = 0
+    if l1:  # a penalty with coefficient 0 is left out: 0 * inf would be NaN
         penalty = penalty + l1 * t.abs().sum() / size
     if l2:
         penalty = penalty + l2 * t.square().sum() / size
@@ -120,23 +123,25 @@ def composite(
 
 
 def denominator(x: Tensor, reduction: str) -> int:
-    """Return D, what the sums are divided by; at least 1, so an empty tensor has penalty 0."""
+    """Return D, the divisor of the sums. It is at least 1, so an empty tensor has penalty 0."""
     size: int = torch.sym_max(COUNTS[reduction](x), 1)  # type: ignore[no-untyped-call]
     return size
 
 
 def memory_order(x: Tensor) -> tuple[int, ...]:
-    """Return the order in which positions are counted: dimensions from outermost to innermost.
+    """Return the order in which the positions of the mask are counted.
 
-    It is the order of the strides if the elements fill one block of memory; else, and where sizes
-    are not known yet, it is the row-major order, which is written as the empty tuple.
+    The order lists the dimensions from the outermost to the innermost. The empty tuple stands for
+    row-major order. If the elements of x fill one block of memory, the order is the one of the
+    strides; for example, (0, 2, 3, 1) for channels_last. For any other x, and for an x whose sizes
+    are not known while tracing, it is row-major.
     """
     sizes, strides = x.shape, x.stride()
     surely: Callable[[Any], bool] = bool
     if torch.compiler.is_compiling() or any(
         isinstance(n, torch.SymInt) for n in (*sizes, *strides)
     ):
-        # Here, because importing it takes a second.
+        # Imported here, because this import takes a second.
         from torch.fx.experimental.symbolic_shapes import guard_or_false as surely
 
     def is_dense(order: Sequence[int]) -> bool:
@@ -151,7 +156,7 @@ def memory_order(x: Tensor) -> tuple[int, ...]:
     if is_dense(range(x.dim())):
         return ()
     order: list[int] = []
-    for dim in range(x.dim()):  # sorts by insertion
+    for dim in range(x.dim()):  # insertion sort by stride, the largest first
         at = len(order)
         while at > 0 and surely(strides[dim] > strides[order[at - 1]]):
             at -= 1
@@ -160,7 +165,7 @@ def memory_order(x: Tensor) -> tuple[int, ...]:
 
 
 def in_order(values: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:
-    """Return a tensor of `shape` whose elements in that order are `values`, which has one dim."""
+    """Return the 1-d tensor `values` as a tensor of `shape`, filled in the memory order `order`."""
     if not order:
         return values.view(shape)
     inverse = [order.index(dim) for dim in range(len(order))]
@@ -168,9 +173,10 @@ def in_order(values: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tenso
 
 
 def draw(device: torch.device) -> Tensor:
-    """Draw {seed, offset 0} from the default generator of `device`.
+    """Draw a seed from the default generator of `device` and return the tensor {seed, 0}.
 
-    The CPU's kernels draw the same; those of CUDA take the generator's own seed and offset instead.
+    The CPU kernels draw the same seed. The CUDA kernels do not: they use the generator's own seed
+    and offset.
     """
     seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=device)
     return F.pad(seed, (0, 1))
@@ -182,9 +188,10 @@ def kept_of_65536(p: float) -> int:
 
 
 def random16(seed: Tensor, offset: Tensor, n: int) -> Tensor:
-    """Return r(0), ..., r(n - 1): 16 bits for each position in memory, as int64 of shape [n].
+    """Return r(0), ..., r(n - 1): 16 random bits for each position, as int64 of shape [n].
 
-    One Philox block serves 8 positions: its four words are cut in halves, the low half first.
+    One Philox block serves 8 positions: it has four 32-bit words, and each word gives its low half
+    and then its high half.
     """
     blocks = torch.arange((n + 7) // 8, device=seed.device)
     words = philox(seed, offset, blocks)
@@ -192,18 +199,21 @@ def random16(seed: Tensor, offset: Tensor, n: int) -> Tensor:
 
 
 def philox(seed: int | Tensor, offset: int | Tensor, block: Tensor) -> Tensor:
-    """Return philox4x32-10(counter = {block, offset}, key = seed): four 32-bit words each.
+    """Return philox4x32-10(counter = {block, offset}, key = seed): four 32-bit words per block.
 
-    Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011). The three arguments are
-    64-bit patterns (a negative int64 stands for the unsigned number of the same bits).
+    Each argument is read as 64 bits: a negative int64 stands for the unsigned number with the same
+    bits. The low 32 bits become the first word, the high 32 bits the second.
 
     Args:
-        seed: the key {low 32 bits, high 32 bits}.
+        seed: the two words of the key.
         offset: words 2 and 3 of the counter.
         block: int64 of any shape: words 0 and 1 of the counter.
 
     Returns:
-        int64 of shape (*block.shape, 4), each element a word in [0, 2^32).
+        int64 of shape (*block.shape, 4); each element is a word in [0, 2^32).
+
+    References:
+        Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
     Example:
         >>> [f"{word:08x}" for word in philox(0, 0, torch.tensor(0)).tolist()]
@@ -215,7 +225,7 @@ def philox(seed: int | Tensor, offset: int | Tensor, block: Tensor) -> Tensor:
     c2, c3 = zero + (offset & low), zero + (offset >> 32 & low)
     k0, k1 = seed & low, seed >> 32 & low
     for _ in range(10):
-        # 32 x 32 -> 64 bits: a product above 2^63 wraps, which leaves its 64 bits what they are.
+        # 32 x 32 -> 64 bits. A product above 2^63 becomes a negative int64 with the same 64 bits.
         left, right = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = (
             (right >> 32 & low) ^ c1 ^ k0,
