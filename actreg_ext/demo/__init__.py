@@ -1,17 +1,17 @@
-"""`python -m actreg_ext demo`: what the operator does for a real, if small, training.
+"""`python -m actreg_ext demo`: train a small network with and without regularization.
 
-The same multilayer perceptron learns scikit-learn's bundled handwritten digits three times for each
-seed: without regularization, with L1, L2 and dropout written in plain PyTorch, and with `ActReg`.
-One table and one figure compare them, and the demo itself checks what it claims: that `ActReg`
-trains to the accuracy of the plain code, and that both overfit less than no regularization.
+The same multilayer perceptron learns scikit-learn's handwritten digits three times for each seed:
+without regularization, with L1, L2 and dropout in plain PyTorch, and with `ActReg`. One table and
+one figure compare the results. The demo checks its two claims itself: `ActReg` reaches the accuracy
+of the plain code, and both overfit less than the network without regularization.
 
-The setting (`experiment.Setting`) was chosen once, with round numbers, to make overfitting visible
-in a short time: 512 of the 1797 images to learn from, two hidden layers of 512 units, a learning
-rate of three times Adam's default. Early stopping sees the validation images alone. Half or twice
-the units, l1 and l2 from 0.1 to 1 and p from 0.3 to 0.5 give the same picture.
+`experiment.Setting` was chosen to make overfitting visible in a short time, with round numbers: 512
+of the 1797 images for training, two hidden layers of 512 units, three times Adam's default learning
+rate. Early stopping uses only the validation images. Half or twice the units, l1 and l2 from 0.1 to
+1, and p from 0.3 to 0.5 lead to the same conclusions.
 
-`figure` and `report` are the only modules here that import matplotlib and rich, `experiment` and
-`training` scikit-learn and ignite: `main` imports them late, to name what is missing.
+Only `figure` imports matplotlib, `report` rich, `experiment` scikit-learn and `training` ignite.
+`main` imports these modules late, so that it can name a missing package.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ FIGURE_FORMATS = (".pdf", ".png", ".svg")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, print the table and the verdict, write the figure.
+    """Train, print the table and whether the claims hold, and write the figure.
 
     Args:
         argv: the command line after `demo`; None takes it from `sys.argv`.
 
     Returns:
-        0 if both claims hold, 1 if one does not or if a package that the demo needs is missing.
+        0 if both claims hold; 1 if one does not, or if a package that the demo needs is missing.
     """
     options = _parser().parse_args(argv)
     try:
@@ -64,7 +64,8 @@ def _run(options: argparse.Namespace) -> int:
     from .timing import step_times
     from .training import one_thread, train
 
-    # Not fewer seeds: the spread over two or three says little, and the claims are about spread.
+    # --quick keeps the number of seeds: the claims are about the spread over the seeds, and two or
+    # three seeds say little about spread.
     setting = Setting(units=256) if options.quick else Setting()
     seeds = range(options.seeds)
     console.print(
@@ -79,7 +80,7 @@ def _run(options: argparse.Namespace) -> int:
                 label = f"seed {seed + 1} of {len(seeds)}, {variant.name}"
                 runs.append(train(variant, seed, setting, options.device, partial(step, label)))
                 step(label, None)
-        # With all threads again, as a training of one's own would run.
+        # The steps are timed with all threads again, as users train.
         times = step_times(setting, options.device, 20 if options.quick else 40, step)
     report = Report(runs, times)
     report.print()

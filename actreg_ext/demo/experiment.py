@@ -1,6 +1,6 @@
 """What is compared: the digits, the network and the three ways to regularize it.
 
-The layer between data and training; it knows neither ignite nor how results are shown.
+This module knows nothing of ignite (training.py) or of how results are shown (report.py).
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class PlainReg(nn.Module):
 
 
 def plain_penalty(model: nn.Module) -> Tensor | float:
-    """The sum that `collect_penalty` makes, for `PlainReg`."""
+    """The sum of the penalties of all `PlainReg` modules, like `collect_penalty` for ActReg."""
     return sum((m.penalty for m in model.modules() if isinstance(m, PlainReg)), start=0.0)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What stands behind each hidden linear layer, and what it adds to the loss."""
+    """One way to regularize: the module after each hidden linear layer, and the penalty."""
 
     name: str
     layer: Callable[[Setting], nn.Module]
@@ -83,7 +83,7 @@ VARIANTS = (UNREGULARIZED, PLAIN, FUSED)
 class Learner:
     """A fresh network with its optimizer; `step` is the training step that is also timed.
 
-    The same seed gives every variant the same first weights: no variant has parameters of its own.
+    The same seed gives every variant the same initial weights, because no variant adds parameters.
     """
 
     def __init__(self, variant: Variant, seed: int, setting: Setting, device: torch.device) -> None:
@@ -97,7 +97,7 @@ class Learner:
         ).to(device)
         self.regularizers = (self.model[1], self.model[3])
         self.penalty = variant.penalty
-        # PyTorch's fastest Adam, so that as little as possible stands beside what is compared.
+        # PyTorch's fastest Adam: the less time it takes, the clearer the variants differ.
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=setting.learning_rate, fused=True
         )
@@ -112,14 +112,14 @@ class Learner:
 
 
 class Part(NamedTuple):
-    """Images, one a row of 64 numbers from 0 to 1, and the digits they show."""
+    """Images, each a row of 64 numbers from 0 to 1, and the digits that they show."""
 
     x: Tensor
     y: Tensor
 
 
 class Digits(NamedTuple):
-    """One split of the 1797 images; every seed has its own, the same for all variants."""
+    """One split of the 1797 images: each seed has another split, all variants have the same."""
 
     train: Part
     validation: Part
@@ -127,7 +127,7 @@ class Digits(NamedTuple):
 
 
 def split_digits(seed: int, setting: Setting, device: torch.device) -> Digits:
-    """Split the digits at random, each digit with its share in each part."""
+    """Split the images at random; each part has the same proportions of the ten digits."""
     x, y = load_digits(return_X_y=True)
     x_train, x, y_train, y = train_test_split(
         x, y, train_size=setting.train_images, stratify=y, random_state=seed

@@ -1,4 +1,4 @@
-"""The figure: learning curves, the gap, how many units speak, and what a step costs."""
+"""The figure: learning curves, the train-test gap, how often units fire, and step times."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from .experiment import FUSED, PLAIN, UNREGULARIZED, VARIANTS, Setting
 from .report import Report
 
-# Of Okabe and Ito, which colour-blind people tell apart; ActReg lies thin and dark on the wide and
-# light line of plain PyTorch, so that both are seen where they coincide.
+# Colours of Okabe and Ito's palette, which colour-blind people can tell apart. ActReg's thin dark
+# line is on top of plain PyTorch's wide light line, so both are visible where they coincide.
 COLOUR = {UNREGULARIZED.name: "#6F6F6F", PLAIN.name: "#E69F00", FUSED.name: "#0072B2"}
 WIDTH = {UNREGULARIZED.name: 2.0, PLAIN.name: 5.0, FUSED.name: 1.8}
 INK = "#222222"
 
 
 def draw(report: Report, setting: Setting, path: Path) -> None:
-    """Draw the four panels and write them to `path`, in the format of its suffix."""
-    # A Figure of its own, not pyplot: no window system, no state left behind.
+    """Draw the four panels and write them to `path`; its suffix chooses the format."""
+    # A Figure object instead of pyplot: it needs no display and leaves no global state.
     figure = Figure(figsize=(12, 8.4), dpi=150, facecolor="white")
     grid = figure.subplots(2, 2)
     _curves(grid[0, 0], report)
@@ -65,7 +65,7 @@ def _curves(axes: Axes, report: Report) -> None:
         for run in runs:
             epochs = range(1, run.epochs + 1)
             axes.plot(epochs, run.validation_losses, color=COLOUR[name], lw=0.8, alpha=0.35)
-        # The mean over the seeds ends where the first one is stopped: after that it is of fewer.
+        # The mean ends where the first seed stops, so it is always over all seeds.
         common = list(zip(*(run.validation_losses for run in runs), strict=False))
         line = [mean(losses) for losses in common]
         axes.plot(range(1, len(line) + 1), line, color=COLOUR[name], lw=WIDTH[name])
@@ -131,7 +131,7 @@ def _times(axes: Axes, report: Report) -> None:
         middle = median(milliseconds)
         axes.plot([middle] * 2, [-row - 0.27, -row + 0.27], color=INK, lw=2)
         axes.text(middle, -row + 0.32, f"{middle:.1f}", ha="center", color=INK, fontsize=11)
-    # A step that the machine interrupted must not push all the others into a corner.
+    # Limit the axis, so that one interrupted step does not squeeze all other points together.
     slowest = max(median(times) for times in report.times.values())
     axes.set_xlim(0, 1e3 * min(2 * slowest, 1.05 * max(map(max, report.times.values()))))
     axes.set_yticks([0, -1, -2], [v.name for v in VARIANTS], fontsize=11)

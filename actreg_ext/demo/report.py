@@ -1,4 +1,4 @@
-"""The progress bar, the table and the verdict, on the terminal by rich."""
+"""The progress bar, the table and the verdict on the claims, printed with rich."""
 
 from __future__ import annotations
 
@@ -29,7 +29,12 @@ console = Console()
 
 @contextmanager
 def progress_bar(total: int) -> Iterator[Callable[[str, int | None], None]]:
-    """A bar on stderr; call what it gives with a label and the epoch, or None at the end of one."""
+    """Show a progress bar on stderr.
+
+    Yields:
+        step(label, count): shows the label and the epoch or round `count`; count None advances the
+        bar by one of `total`.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -49,11 +54,11 @@ def progress_bar(total: int) -> Iterator[Callable[[str, int | None], None]]:
 
 
 class Report:
-    """The results of all runs, what they amount to, and whether the claims hold.
+    """The results of all runs, their statistics, and whether the claims hold.
 
     Args:
-        runs: of every variant, in the same order of seeds.
-        times: the seconds of timed steps by the name of the variant, by rounds.
+        runs: the runs of all variants, each with the same order of seeds.
+        times: name of the variant -> seconds of the timed step in each round.
     """
 
     def __init__(self, runs: Sequence[Run], times: dict[str, list[float]]) -> None:
@@ -71,16 +76,16 @@ class Report:
         return stdev(what(run) for run in self.runs[variant])
 
     def speedup(self, slow: str, fast: str) -> float:
-        """The median over the rounds of the ratio of their times."""
+        """The time of `slow` divided by the time of `fast`: the median over the rounds."""
         return median(a / b for a, b in zip(self.times[slow], self.times[fast], strict=True))
 
     def added(self, variant: str) -> float:
-        """The median over the rounds of the seconds more than without regularization."""
+        """The seconds that a variant adds to the unregularized step: the median over the rounds."""
         pairs = zip(self.times[variant], self.times[UNREGULARIZED.name], strict=True)
         return median(a - b for a, b in pairs)
 
     def print(self) -> None:
-        """Print the table, what the times say and the verdict."""
+        """Print the table, a sentence on the times, and whether the claims hold."""
         console.print(self._table())
         console.print(
             f"Regularizing adds {1e3 * self.added(PLAIN.name):.1f} ms to a step in plain PyTorch "
@@ -125,8 +130,8 @@ class Report:
     def _agreement(self) -> tuple[bool, str]:
         plain, fused = (self.mean(v.name, lambda r: r.test_accuracy) for v in (PLAIN, FUSED))
         spreads = [self.spread(v.name, lambda r: r.test_accuracy) for v in (PLAIN, FUSED)]
-        # The intervals of the table overlap. Their masks differ, so that two trainings of the same
-        # seed agree no better than trainings of two seeds.
+        # The claim holds if the intervals of the table overlap. The two variants have different
+        # masks, so two trainings of one seed differ as much as trainings of two seeds.
         holds = abs(plain - fused) <= sum(spreads)
         relation = "is the same within the spread" if holds else "differs by more than the spread"
         return holds, (

@@ -1,7 +1,7 @@
-"""The time of a training step, measured so that the variants can be compared.
+"""The time of a training step of each variant, measured so that the variants can be compared.
 
-A machine changes its speed while one looks: clocks, other processes. So the variants take turns, in
-one process, and are compared by the ratios within each round. Only medians are reported.
+The speed of a machine changes with its clock and with other processes. So the variants take turns
+in one process, and they are compared within each round. Only medians are reported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from .experiment import VARIANTS, Learner, Setting, split_digits
 
-WARM_UP = 5  # rounds; the first steps allocate memory and the optimizer's state
+WARM_UP = 5  # rounds that are not counted: they allocate memory and the optimizer's state
 
 
 def step_times(
@@ -25,14 +25,14 @@ def step_times(
     """Time whole training steps: forward, penalties, backward and update.
 
     Returns:
-        The seconds of every round by the name of the variant; equal positions are one round.
+        Name of the variant -> seconds of each round. Equal indices belong to the same round.
     """
     part = split_digits(0, setting, device).train
     x, y = part.x[: setting.batch], part.y[: setting.batch]
     learners = [(variant.name, Learner(variant, 0, setting, device)) for variant in VARIANTS]
     times: dict[str, list[float]] = {name: [] for name, _ in learners}
     for i in range(WARM_UP + rounds):
-        # Another one begins each round: nobody always runs in the caches its predecessor left.
+        # Each round begins with another variant: no variant always comes first.
         turn = i % len(learners)
         for name, learner in learners[turn:] + learners[:turn]:
             _wait(device)

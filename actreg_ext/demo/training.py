@@ -1,4 +1,4 @@
-"""One training with ignite: early stopping on the validation loss, the best weights restored."""
+"""One training with ignite: it stops early by validation loss and restores the best weights."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .experiment import Digits, Learner, Part, Setting, Variant, split_digits
 
 @dataclass(frozen=True)
 class Run:
-    """What one training of one variant gave; accuracies and shares in percent."""
+    """The results of one training of one variant; accuracies and shares are in percent."""
 
     variant: str
     validation_losses: list[float]  # after each epoch
-    train_accuracy: float  # of the restored weights, as all that follows
+    train_accuracy: float  # this and the values below: with the restored weights
     test_accuracy: float
     train_loss: float
     test_loss: float
@@ -37,12 +37,12 @@ class Run:
 
     @property
     def accuracy_gap(self) -> float:
-        """How much better the network is on what it learned from, in percentage points."""
+        """Train accuracy minus test accuracy, in percentage points."""
         return self.train_accuracy - self.test_accuracy
 
     @property
     def loss_gap(self) -> float:
-        """The same of the cross-entropy."""
+        """Test loss minus train loss (cross-entropy)."""
         return self.test_loss - self.train_loss
 
     @property
@@ -53,10 +53,9 @@ class Run:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one thread: the results are the same on any number of cores.
+    """Compute with one thread, so that the results do not depend on the number of cores.
 
-    Products this small gain little from more threads, which on a busy machine mostly wait for each
-    other.
+    The matrix products are too small to gain from more threads.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -77,10 +76,10 @@ def train(
 
     Args:
         variant: how the network is regularized.
-        seed: of the split, the first weights, the batches and the dropout.
+        seed: seed of the split, the initial weights, the batches and the dropout.
         setting: the numbers of the experiment.
-        device: where to train.
-        on_epoch: called with the number of each finished epoch.
+        device: the device to train on.
+        on_epoch: called after each epoch with its number.
     """
     digits = split_digits(seed, setting, device)
     learner = Learner(variant, seed, setting, device)
@@ -106,7 +105,7 @@ def _fit(
     setting: Setting,
     on_epoch: Callable[[int], None],
 ) -> list[float]:
-    """Train, leave the best weights in the network, return the validation losses."""
+    """Train, restore the best weights, and return the validation losses."""
     trainer = Engine(lambda _, batch: learner.step(*batch))
     evaluator = _evaluator(learner.model)
     losses: list[float] = []
@@ -121,10 +120,10 @@ def _fit(
     best: dict[str, Tensor] = {}
 
     def keep(weights: Mapping[str, Tensor], _: str) -> None:
-        best.update(copy.deepcopy(dict(weights)))  # in memory; ignite's own handler writes files
+        best.update(copy.deepcopy(dict(weights)))  # in memory: ignite's DiskSaver writes files
 
     stop = EarlyStopping(setting.patience, score, trainer)
-    stop.logger.setLevel("WARNING")  # it would write a line into the progress bar
+    stop.logger.setLevel("WARNING")  # its messages would break the progress bar
     checkpoint = Checkpoint({"model": learner.model}, keep, score_function=score)
     evaluator.add_event_handler(Events.COMPLETED, stop)
     evaluator.add_event_handler(Events.COMPLETED, checkpoint)
@@ -135,8 +134,9 @@ def _fit(
 
 
 def _batches(part: Part, seed: int, setting: Setting) -> DataLoader[tuple[Tensor, ...]]:
-    # Shuffled by a generator of its own: dropout draws from the default one, and the variants,
-    # which draw differently, must see the same batches. A batch is fetched by one index.
+    # A separate generator shuffles. Dropout draws from the default generator, and the variants draw
+    # different amounts, but all of them must see the same batches. batch_size=None: the sampler
+    # already yields whole batches.
     dataset = TensorDataset(*part)
     generator = torch.Generator().manual_seed(seed)
     order = RandomSampler(dataset, generator=generator)
@@ -155,7 +155,7 @@ def _evaluate(evaluator: Engine, part: Part) -> dict[str, float]:
 
 @torch.no_grad()
 def _activity(learner: Learner, x: Tensor) -> Tensor:
-    """The share of images, in percent, on which each hidden unit is not 0, of both layers."""
+    """The percentage of images for which a unit is not 0, for all hidden units of both layers."""
     shares: list[Tensor] = []
 
     def record(module: nn.Module, inputs: tuple[Tensor], a: Tensor) -> None:
