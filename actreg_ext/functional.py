@@ -82,10 +82,10 @@ def act_reg(
     the input        everything else
     ===============  ==============================================================================
 
-    Three cases keep the input instead of bits or the output: softplus with a threshold below about
-    17, in float64 about 37 (the default is 20); the activation "threshold" with l1 and a threshold
-    below 0; leaky_relu with a penalty and a negative_slope below 0. The repr of `nn.ActReg` shows
-    what is kept. A kept output must not be modified in place before the backward.
+    Some parameters need the input instead of bits or the output: softplus with a threshold below
+    about 17 (in float64 about 37; the default is 20), the activation "threshold" with l1 and a
+    threshold below 0, leaky_relu with a penalty and a negative_slope below 0. The repr of
+    `nn.ActReg` shows what is kept. A kept output must not be modified in place before the backward.
 
     Shapes: the input may have any shape. A dense input (contiguous, transposed, channels_last)
     keeps its memory order; any other input is copied to a contiguous one first. The output has the

@@ -1,4 +1,4 @@
-"""Fixtures: the rows of the table, and a state of torch that each test finds and leaves."""
+"""Fixtures: the rows of the table in table.py, and the global state of torch around each test."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def activation(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture(params=table.VARIANTS, ids=table.describe)
 def variant(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Each activation, and again with parameters that are not its defaults."""
+    """Each activation with its defaults, and again with other parameters."""
     return request.param
 
 
@@ -61,7 +61,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=table.DEVICES)
 def default_device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """For tests that make their tensors wherever torch does."""
+    """Each device as torch's default device: the test creates its tensors there."""
     if request.param != "cpu":
         torch.set_default_device(request.param)
     yield request.param
@@ -70,13 +70,13 @@ def default_device(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
-    """Every test starts from one state of the generator, whatever ran before it."""
+    """Start every test from the same state of the generator."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """For tests that change the number of threads."""
+    """Restore the number of threads after a test that changes it."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

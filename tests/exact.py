@@ -1,9 +1,10 @@
-"""The operator from its formulas, in as many digits as it takes: the truth for float64.
+"""The operator in high precision: the exact results that float64 is compared with.
 
-PyTorch's own float64 is no truth for ours: where a formula cancels it is the less accurate of the
-two. So each activation is here once more as textbooks write it, with mpmath, which comes with
-PyTorch (by way of SymPy); its slope is found numerically. What follows from value and slope is
-computed in numpy's longdouble, which has 11 bits more than float64 (on x86-64; more on Linux/Arm).
+PyTorch's float64 results are not exact enough: where a formula cancels, they may be worse than
+ours. So this file writes each activation again, as textbooks do, with mpmath (PyTorch installs it
+as a dependency of SymPy), and finds the slope numerically. Gradient and penalty are computed from
+value and slope in numpy's longdouble, which has 11 bits more than float64 on x86-64, and more than
+that on Linux/Arm.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def _sigmoid(x: Any) -> Any:
 
 
 class Jets(NamedTuple):
-    """Values and slopes, in the longest floating-point type of the machine."""
+    """Values and slopes of an activation, as longdouble."""
 
     value: Array
     slope: Array
@@ -61,24 +62,24 @@ class Jets(NamedTuple):
 
 @cache
 def jets(name: str, parameters: tuple[float, ...], xs: tuple[float, ...]) -> Jets:
-    """The slope at x is found numerically, so that no x may be a kink."""
+    """Values and slopes at `xs`. No x may be a kink, because the slope is found numerically."""
 
     def function(x: Any) -> Any:
         return FORMULAS[name](x, *parameters)
 
-    with mpmath.workdps(60):  # tanhshrink loses 24 digits at x = 2^-40
+    with mpmath.workdps(60):  # 60 digits, because tanhshrink loses 24 at 2^-40
         values = [function(mpf(x)) for x in xs]
         slopes = [mpmath.diff(function, mpf(x), relative=True) for x in xs]
         return Jets(_array(values), _array(slopes))
 
 
 def derivatives(name: str, parameters: tuple[float, ...], x: float) -> tuple[Any, Any, Any]:
-    """The value, the slope and the second derivative at x, which may be no kink."""
+    """The value, the slope and the second derivative at x, which must not be a kink."""
 
     def function(x: Any) -> Any:
         return FORMULAS[name](x, *parameters)
 
-    with mpmath.workdps(330):  # the largest float64 has 309 digits
+    with mpmath.workdps(330):  # the largest float64 has 309 digits before the point
         a, da, dda = (mpmath.diff(function, mpf(x), n) for n in range(3))
         return a, da, dda
 
@@ -92,9 +93,9 @@ def _array(numbers: list[Any]) -> Array:
 def gradient(
     jets: Jets, dy: Array, scale: Array, *, l1: float, l2: float, p: float, penalty_on: str
 ) -> tuple[Array, Array]:
-    """The two parts of dx, from dy and from dpenalty = 1, for D = 1.
+    """The two parts of dx for D = 1: the part from dy, and the part from dpenalty = 1.
 
-    `scale` is 0 for an element that is dropped, and the factor s for the others.
+    `scale` is 0 for a dropped element, and s for a kept one.
     """
     inner = scale if penalty_on == "output" else 1.0  # dt/da
     t = jets.value * inner

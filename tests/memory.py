@@ -1,4 +1,4 @@
-"""How the tensor of a random program lies in memory."""
+"""The memory layouts of the tensors in random programs (programs.py)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Returns that many numbers, one after another.
+# values(n) returns a contiguous tensor of n numbers.
 Values = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A dense block of memory, and the way in which the tensor is taken from the block.
+    """How a tensor lies in memory: it is taken from a dense block of memory as `kind` says.
 
     kind: "dense"        the whole block
           "sliced"       every `step`-th index of dimension `dim`, from `step - 1` on
@@ -24,14 +24,14 @@ class Layout:
           "real"         the real part of a complex tensor: all strides are twice as large
           "imag of conj" the imaginary part of the conjugate: the same, and lazily negated
           "negated"      dense and lazily negated
-          "odd"          the stride of each dimension of size 1 is 7, which places no element
+          "odd"          the stride of each dimension of size 1 is 7, which has no effect
     """
 
     kind: str = "dense"
     order: tuple[int, ...] = ()  # the dimensions, outermost in memory first; (): row-major
     dim: int = 0
     step: int = 2
-    skipped: int = 0  # elements before the block: odd numbers make the tensor unaligned
+    skipped: int = 0  # elements before the block; an odd number makes x unaligned
 
 
 KINDS = tuple(line.split('"')[1] for line in (Layout.__doc__ or "").splitlines() if '"' in line)
@@ -75,10 +75,10 @@ def _numbers(values: Values, length: int, layout: Layout) -> Tensor:
 
 
 def memory_order(x: Tensor) -> tuple[int, ...]:
-    """Return the dimensions in the order in which positions are counted, the outermost first.
+    """Return the order in which positions are counted: the dimensions, outermost first.
 
-    The order in memory for a dense tensor, whose elements fill one block, each place once;
-    row-major for every other tensor.
+    It is the memory order if the tensor is dense, that is, if its elements fill one block of memory
+    and no two elements share a place. It is row-major for any other tensor.
     """
     placing = [dim for dim in range(x.dim()) if x.shape[dim] != 1]
     rest = [dim for dim in range(x.dim()) if x.shape[dim] == 1]
@@ -92,11 +92,11 @@ def memory_order(x: Tensor) -> tuple[int, ...]:
 
 
 def in_order(x: Tensor, order: Sequence[int]) -> Tensor:
-    """Return x, dense, in this order of its dimensions."""
+    """Return x as a dense tensor with this memory order."""
     inverse = [list(order).index(dim) for dim in range(x.dim())]
     return x.permute(tuple(order)).contiguous().permute(inverse)
 
 
 def placing_strides(x: Tensor) -> list[int]:
-    """Return the strides that place an element: with a size of 1 a stride means nothing."""
+    """Return the strides of the dimensions larger than 1: other strides have no effect."""
     return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1]

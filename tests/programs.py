@@ -1,29 +1,35 @@
-"""Random programs: what a program is, how it runs, and what its results have to be.
+"""Random programs: what a program is, how it runs, and which results are right.
+
+A program is a call of act_reg inside of steps such as vmap, grad, checkpoint or compile (steps.py).
 
 Note [What a program may differ in]
-The truth is reference.act_reg in float64 on the same numbers, run plainly: a loop over the examples
-of each vmap, torch.autograd.grad for each derivative, and nothing else. The results of the program
-under test must be the truth up to rounding:
+The truth is reference.act_reg in float64 on the same numbers, run plainly: a Python loop over the
+examples of each vmap, torch.autograd.grad for each derivative, and no other feature of PyTorch. The
+results of the program under test must equal the truth up to rounding:
 
 - Shapes, dtypes and the number of results are equal.
-- An element of the output that dropout set to 0 is exactly 0. An element that was kept is not 0
-  (where the truth is above 1/1000). So masks agree exactly.
+- The masks are equal: where dropout makes the true output 0, the output is exactly 0; where the
+  true output is above 1/1000 in size, the output is not 0.
 - A dense output keeps the memory order of the tensor that act_reg was given.
-- The largest error of a result is at most ROUNDINGS * eps * max(1, the largest truth). All numbers
-  in a program (inputs, weights, penalties times D) are about 1, so the terms of every result are.
-  A sum in another order, and a rounding of the output or of a gradient to its dtype, stay far below
-  this limit. In float64 the truth has rounding errors of its own, so the limit is twice as high.
+- The largest error of a result is at most ROUNDINGS * eps * max(1, the largest true number). All
+  numbers in a program (inputs, weights, penalties times D) are about 1, so the terms of every
+  result are about 1 too. Summing in another order, or rounding the output or a gradient to its
+  dtype, makes an error far below this limit. In float64 the limit is twice as high, because the
+  truth has rounding errors too.
 - A larger error is accepted only where the program is ill-conditioned. The limit is then twice the
   error of eager PyTorch (the reference, run plainly in the program's dtype) plus ROUNDINGS times
   the change that a relative error of eps in x, output and penalty makes in the truth.
 
-No input lies within 1/16 of a kink, where the derivatives of the two sides differ. The mask counts
-positions in the tensor that act_reg is given: in memory order if the tensor is dense, else
-row-major. A step of a program that changes this tensor's memory order under vmap is not made.
+No input lies within 1/16 of a kink, because the derivatives on the two sides of a kink differ.
 
-A program may also be refused. act_reg_ refuses what needs the input in backward, which `_C.kept`
-has to confirm. PyTorch refuses some programs whatever they call: then it refuses the reference in
-the same program with the same words, or asks for a bug report both times.
+The mask counts positions in the tensor that act_reg is given: in memory order if the tensor is
+dense, else row-major. Under vmap PyTorch may change this order, so the strategies make no step that
+would do so.
+
+A program may also raise an error. Two errors are right. act_reg_ raises one if the backward needs
+the input; then `_C.kept` must say "input". And PyTorch raises errors of its own for some programs.
+Then the same program with the reference must raise an error with the same words, or both errors
+must ask for a bug report to PyTorch.
 """
 
 from __future__ import annotations
@@ -79,10 +85,10 @@ class Call:
     """The call of act_reg.
 
     form: "function", "in place", "module" (an ActReg and collect_penalty) or "checkpointed module".
-    before: what makes the input of act_reg from x.
-    after: what is done with the output.
-    times: how many equal calls there are.
-    seed: None, an int, or {seed, offset} for a tensor.
+    before: the function in BEFORE that computes the input of act_reg from x.
+    after: the function in AFTER that is applied to the output.
+    times: the number of equal calls.
+    seed: None, an int, or the pair (seed, offset), which becomes a tensor.
     """
 
     activation: str = "silu"
@@ -106,7 +112,7 @@ class Call:
         return {**{name: getattr(self, name) for name in same}, **given}
 
     def kinks(self) -> list[float]:
-        """Where a derivative may jump: all that the activations have, and the parameters."""
+        """Where a derivative may jump: the kinks of all activations, and the parameters."""
         places = {0.0, 1.0, 3.0, 6.0, 0.5, *map(abs, self.parameters)}
         if self.activation == "softplus" and self.parameters:
             places.add(abs(self.parameters[1] / self.parameters[0]))
@@ -132,11 +138,15 @@ AFTER: dict[str, Callable[[Tensor], Tensor]] = {
     "conv": lambda y: F.conv2d(y, _weights(2, y.shape[1], 1, 1, like=y)),
     "pool": lambda y: F.avg_pool2d(y, 2),
 }
-LAYERS = ("linear", "conv", "conv 3")  # they decide on the memory order of their result
+LAYERS = ("linear", "conv", "conv 3")  # PyTorch chooses the memory order of their results
 
 
 def _weights(*shape: int, like: Tensor) -> Tensor:
-    """Of -1, 0, 1, 2: with `_bias`, multiples of 1/4 become odd multiples of 1/8."""
+    """Weights from -1, 0, 1, 2: they keep the layer's result away from the kinks.
+
+    In front of a layer x is a multiple of 1/4 (see `Program.x`), and `_bias` is an odd multiple of
+    1/8. So the result is an odd multiple of 1/8, while kinks are multiples of 1/4.
+    """
     numbers = torch.arange(math.prod(shape), device=like.device)
     return ((numbers * 3 + 1) % 4 - 1).reshape(shape).to(like.dtype)
 
@@ -146,23 +156,23 @@ def _bias(length: int, like: Tensor) -> Tensor:
 
 
 def _times(penalty: Tensor, weight: float) -> Tensor:
-    """The product in the penalty's dtype (a tangent times a Python number is float64)."""
+    """The product in the penalty's dtype: a 0-d tangent times a Python number would be float64."""
     return penalty * torch.full_like(penalty, weight)
 
 
 @dataclass(frozen=True)
 class Program:
-    """A call of act_reg on one tensor, and the steps around it, the outermost first."""
+    """A call of act_reg on one tensor x, and the steps around the call, the outermost first."""
 
     call: Call = Call()
     shape: tuple[int, ...] = (3,)
     layout: Layout = Layout()
     dtype: str = "float32"
-    key: int = 0  # of the numbers in x
+    key: int = 0  # seed of the numbers in x
     steps: tuple[Step, ...] = ()
-    traced_shape: tuple[int, ...] | None = None  # None: the same
+    traced_shape: tuple[int, ...] | None = None  # None: `shape`
 
-    # What the call is given.
+    # The inputs of the call.
 
     @cached_property
     def vmaps(self) -> list[Vmap]:
@@ -179,12 +189,12 @@ class Program:
 
     @cached_property
     def weight(self) -> float:
-        """About D: the penalty times this number has a gradient of about 1."""
+        """A power of 2 near D: the penalty times this number has a gradient of about 1."""
         x = BEFORE[self.call.before](torch.empty(self.example_shape))
         return 2.0 ** round(math.log2(reference.denominator(x, self.call.reduction)))
 
     def x(self, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> Tensor:
-        """The input: numbers that the program's dtype has, in any dtype."""
+        """The input in `dtype`, with numbers that are exact in the program's dtype too."""
         shape = self.shape if shape is None else shape
         generator = torch.Generator().manual_seed(self.key + len(shape))
 
@@ -201,7 +211,7 @@ class Program:
         return lay_out(values, shape, self.layout)
 
     def seeds(self) -> tuple[Tensor, ...]:
-        """The seed tensor if a vmap goes over it: different numbers for each example."""
+        """A seed tensor with different numbers for each example, if a vmap has a `seed_dim`."""
         shape = [2]
         for step in reversed(self.vmaps):
             if step.seed_dim is not None:
@@ -214,7 +224,7 @@ class Program:
     def seed(self) -> int | Tensor | None:
         return torch.tensor(self.call.seed) if isinstance(self.call.seed, tuple) else self.call.seed
 
-    # What the steps may ask: see steps.Context.
+    # The methods of steps.Context, which the steps call.
 
     def example(self, requires_grad: bool) -> tuple[Tensor, ...]:
         x = self.x(DTYPES[self.dtype], self.traced_shape)
@@ -223,10 +233,10 @@ class Program:
     def reseed(self) -> None:
         torch.manual_seed(self.key)
 
-    # How it runs.
+    # How the program runs.
 
     def ours(self, call: Callable[..., Any] | None = None) -> Results:
-        """The results of the program under test, or of another act_reg in its place."""
+        """The results of the program under test, or of the program with `call` for act_reg."""
         f = self._fused(call or (act_reg_ if self.call.form == "in place" else act_reg))
         for step in reversed(self.steps):
             f = step.ours(f, self)
@@ -237,7 +247,10 @@ class Program:
     def plain(
         self, dtype: torch.dtype, noise: float = 0.0, key: int = 0, is_truth: bool = True
     ) -> Results:
-        """The results by the reference, by loops and torch.autograd.grad alone."""
+        """The results of the reference, with only loops and torch.autograd.grad.
+
+        `noise` is a relative error that is put into x, output and penalty, with random signs.
+        """
         f = self._reference(noise, key)
         for step in reversed(self.steps):
             f = step.plain(f)
@@ -282,7 +295,7 @@ class Program:
         before, after = BEFORE[self.call.before], AFTER[self.call.after]
         order = self.order_after_layer() if self.call.before in LAYERS else None
         generator = torch.Generator().manual_seed(key)
-        if "module" in self.call.form:  # which leaves no penalty then
+        if "module" in self.call.form:  # in eval mode a module adds no penalty
             options = {**options, **({} if self.call.training else {"l1": 0.0, "l2": 0.0})}
 
         def noisy(t: Tensor) -> Tensor:
@@ -296,7 +309,7 @@ class Program:
             h = in_order(h.resolve_neg(), places)
             state = torch.get_rng_state()
             y, penalty = reference.act_reg(noisy(h), seed=seed, **options)
-            if noise:  # apart, so that the two parts of a gradient do not cancel their noise
+            if noise:  # other noise for the penalty, so that it does not cancel in a gradient
                 torch.set_rng_state(state)
                 penalty = reference.act_reg(in_order(noisy(h), places), seed=seed, **options)[1]
             return after(noisy(y)), _times(noisy(penalty), weight)
@@ -307,7 +320,7 @@ class Program:
         return f
 
     def order_after_layer(self) -> tuple[int, ...]:
-        """The memory order of what the layer makes of x, in the program's dtype."""
+        """The memory order of the result of the layer `before`, in the program's dtype."""
         with torch.no_grad():
             x = self.x(DTYPES[self.dtype])
             if any(step.name() == "autocast" for step in self.steps):
@@ -315,7 +328,7 @@ class Program:
             return memory_order(BEFORE[self.call.before](x))
 
     def kept(self) -> str:
-        """What act_reg keeps for backward."""
+        """What act_reg keeps for the backward."""
         c = self.call
         defaults = _C.activations()[c.activation].values()
         parameters = c.parameters or tuple(float(value or 0.0) for value in defaults)
@@ -340,7 +353,7 @@ def _accumulation(x: Tensor) -> torch.dtype:
 
 
 class Disagreement(AssertionError):
-    """A result that is wrong; `kind` says in what."""
+    """A result is wrong; `kind` says what about it: shape, dtype, strides, mask or values."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(f"{kind}: {text}")
@@ -349,7 +362,7 @@ class Disagreement(AssertionError):
 
 @contextmanager
 def _warnings_as_errors() -> Iterator[None]:
-    """Also without the texts that PyTorch logs before it raises."""
+    """Raise an error for each warning, and suppress what PyTorch logs before it raises."""
     disabled = logging.root.manager.disable
     logging.disable()
     with warnings.catch_warnings():
@@ -357,9 +370,9 @@ def _warnings_as_errors() -> Iterator[None]:
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=category, module="torch")
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        # Of compiled autograd, which looks at the .grad of what is saved.
+        # A warning of compiled autograd, which reads the .grad of saved tensors.
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
-        # Of torch.func.linearize.
+        # A warning of torch.func.linearize.
         warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node")
         try:
             yield
@@ -369,7 +382,7 @@ def _warnings_as_errors() -> Iterator[None]:
 
 def check(program: Program) -> None:
     """Assert Note [What a program may differ in]."""
-    with torch._C._ForceDispatchKeyGuard(*_DISPATCH_KEYS):  # a failed trace may not put them back
+    with torch._C._ForceDispatchKeyGuard(*_DISPATCH_KEYS):  # a failed trace may leave them changed
         _check(program)
 
 
@@ -407,7 +420,7 @@ def _check(program: Program) -> None:
 
 
 def is_refused_rightly(program: Program, error: Exception) -> bool:
-    """Whether the exception is one that the rule allows."""
+    """Whether Note [What a program may differ in] allows this exception."""
     if "which would be overwritten; use act_reg" in str(error):
         return program.call.form == "in place" and program.kept() == "input"
 
@@ -430,9 +443,9 @@ def is_refused_rightly(program: Program, error: Exception) -> bool:
 
 
 def _forget_frames(error: BaseException | None) -> None:
-    """End now what the frames of a failed trace hold, such as guards of the dispatcher.
+    """Free what the frames of a failed trace hold, such as guards of the dispatcher.
 
-    Python's garbage collection would end the guards in the middle of a later program.
+    Otherwise Python's garbage collection would free the guards in the middle of a later program.
     """
     while error is not None:
         traceback.clear_frames(error.__traceback__)
@@ -441,18 +454,18 @@ def _forget_frames(error: BaseException | None) -> None:
 
 
 def tidy() -> None:
-    """Leave what an exception may have left PyTorch in: compiled code, torch.func, forward mode."""
+    """Undo what an exception leaves behind in PyTorch: compiled code, torch.func, forward mode."""
     torch._dynamo.reset()
     while torch._C._functorch.peek_interpreter_stack() is not None:
         torch._C._functorch.pop_dynamic_layer_stack()
     while forward_ad._current_level >= 0:
         forward_ad.exit_dual_level()
-    with suppress(RuntimeError):  # of compiled code, which enters it by itself
+    with suppress(RuntimeError):  # a level that compiled code entered
         torch._C._exit_dual_level(level=0)
 
 
 def _words(error: Exception) -> str:
-    lines = str(error).strip().splitlines()[:2]  # the first may only say that a backend raised
+    lines = str(error).strip().splitlines()[:2]  # the first may only name the backend
     return re.sub(r"\d+|0x[0-9a-f]+", "#", " ".join(lines))[:100]
 
 
@@ -469,7 +482,7 @@ def _check_kinds(program: Program, got: Results, truth: Results) -> None:
         return
     allowed = {DTYPES[program.dtype], _accumulation(torch.empty(0, dtype=DTYPES[program.dtype]))}
     if any(step.name() in (*HESSIANS, *FORWARD) for step in program.steps):
-        allowed.add(torch.float64)  # of the loss; of a tangent of a number times a 0-d tensor
+        allowed.add(torch.float64)  # the loss; the tangent of a number times a 0-d tensor
     for i, g in enumerate(got):
         if g.dtype not in allowed:
             raise Disagreement("dtype", f"result {i} has {g.dtype}")
@@ -481,7 +494,7 @@ def _check_kinds(program: Program, got: Results, truth: Results) -> None:
             raise Disagreement("dtype", f"output {output.dtype}, penalty {penalty.dtype}")
     if program.call.before not in LAYERS and program.call.after == "nothing":
         traced = any(isinstance(step, Tracer) for step in program.steps)
-        if program.call.form == "in place" or traced:  # the input's memory; a compiler's choice
+        if program.call.form == "in place" or traced:  # input's strides, compiler's choice
             return
         h = BEFORE[program.call.before](program.x(DTYPES[program.dtype]))
         expected = in_order(h.resolve_neg(), memory_order(h))
@@ -494,7 +507,7 @@ def _bytes(dtype: torch.dtype) -> int:
 
 
 def _check_mask(program: Program, got: Results, truth: Results) -> None:
-    """Only where the results are outputs and penalties, and dropout alone makes an output 0."""
+    """Compare zeros, if the results are outputs and penalties: only dropout makes an output 0."""
     if program.call.after != "nothing":
         return
     if any(isinstance(step, Derivative) for step in program.steps):
@@ -505,7 +518,7 @@ def _check_mask(program: Program, got: Results, truth: Results) -> None:
 
 
 def _error(program: Program, got: Tensor, truth: Tensor) -> tuple[float, float]:
-    """The largest error, and the limit of a program that is not ill-conditioned."""
+    """The largest error, and its limit if the program is not ill-conditioned."""
     if got.numel() == 0:
         return 0.0, 0.0
     error = (got.detach().double() - truth).abs().max().item()
@@ -514,7 +527,7 @@ def _error(program: Program, got: Tensor, truth: Tensor) -> tuple[float, float]:
 
 
 def _limits_if_ill_conditioned(program: Program, truth: Results) -> list[float]:
-    """What the rule adds for each result."""
+    """What is added to the limit of each result if the program is ill-conditioned."""
     eager = program.plain(DTYPES[program.dtype], is_truth=False)
     noisy = [program.plain(torch.float64, _eps(program), key) for key in range(4)]
     limits = []
@@ -528,7 +541,7 @@ def _limits_if_ill_conditioned(program: Program, truth: Results) -> list[float]:
 
 
 def script(program: Program, error: BaseException) -> str:
-    """A Python program, to be run in the root of this project, that fails as this one did."""
+    """A Python program that fails as this one did, if it is run in the root of this project."""
     names = [type(step).__name__ for step in program.steps]
     imported = sorted({"Derivative", *names} & set(names))
     lines = ["from tests.memory import Layout", "from tests.programs import Call, Program, check"]
@@ -539,7 +552,7 @@ def script(program: Program, error: BaseException) -> str:
 
 
 def short(value: Any) -> str:
-    """The repr of a dataclass without what has its default."""
+    """The repr of a dataclass without the fields that have their defaults."""
     if isinstance(value, tuple) and any(isinstance(v, Step) for v in value):
         return f"({', '.join(map(short, value))},)"
     if not hasattr(value, "__dataclass_fields__"):

@@ -1,8 +1,9 @@
-"""The steps of a random program: each makes a function of x from a function of x.
+"""The steps of a random program. A step turns a function of x into another function of x.
 
-A function takes x, and sometimes a seed tensor, and returns a tuple of tensors. `ours` applies the
-step as a user of PyTorch would. `plain` computes the same with a Python loop over the examples and
-with torch.autograd.grad, and with no other feature of PyTorch.
+For example, the step Vmap turns f into torch.vmap(f). A function takes x, and sometimes a seed
+tensor, and returns a tuple of tensors. Each step has two methods. `ours` applies the step as a user
+of PyTorch would. `plain` computes the same with Python loops over the examples and with
+torch.autograd.grad, and with no other feature of PyTorch.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ Function = Callable[..., Results]
 
 
 class Context(Protocol):
-    """What a step may ask of its program."""
+    """The methods of a program that its steps may call."""
 
     def example(self, requires_grad: bool) -> tuple[Tensor, ...]:
-        """The arguments to trace with: of another size if the program says so."""
+        """The arguments to trace with; they have another size if the program says so."""
 
     def reseed(self) -> None:
-        """Set the default generator to the start of the program."""
+        """Reset the default generator to its state at the start of the program."""
 
 
 def pattern(like: Tensor, key: int, lowest: float, order: str = "C") -> Tensor:
-    """Numbers lowest + k / 8 for k = 0...7, which every dtype has, in the shape and type of `like`.
+    """A tensor like `like` of numbers lowest + k / 8, k = 0...7, which are exact in every dtype.
 
-    order: how they lie in memory: "C" row-major, "F" column-major, "S" every other element of a
-    larger tensor, "0" one number with strides 0.
+    order: the memory layout: "C" row-major, "F" column-major, "S" every second element of a larger
+    tensor, "0" one number with strides 0.
     """
     shape = list(like.shape)
     if order == "0":
@@ -54,13 +55,13 @@ def pattern(like: Tensor, key: int, lowest: float, order: str = "C") -> Tensor:
 
 
 def directions(like: Tensor, key: int, order: str = "C") -> Tensor:
-    """Numbers of either sign, none of them 0."""
+    """Positive and negative numbers, none of them 0."""
     return pattern(like, key, -0.4375, order).detach()
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step; `context` is that of the program."""
+    """One step of a program."""
 
     def ours(self, f: Function, context: Context) -> Function:
         raise NotImplementedError
@@ -77,10 +78,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Vmap(Step):
-    """torch.vmap over dimension `dim` of x and `seed_dim` of the seed; None: not over this one."""
+    """torch.vmap over dimension `dim` of x and `seed_dim` of the seed; None: not batched."""
 
     dim: int | None = 0
-    size: int = 2  # of these dimensions
+    size: int = 2  # the number of examples
     out_dim: int = 0
     chunk: int | None = None
     randomness: str = "error"
@@ -110,11 +111,11 @@ class Vmap(Step):
 
 @dataclass(frozen=True)
 class Derivative(Step):
-    """A derivative of f, with f's own results beside it where PyTorch returns them."""
+    """A derivative of f, followed by f's own results if PyTorch returns them too."""
 
     how: str = "grad"
-    key: int = 0  # of the weights or of the direction
-    order: str = "C"  # how these lie in memory
+    key: int = 0  # the seed of the weights or of the direction
+    order: str = "C"  # the memory layout of these: see `pattern`
     chunk: int | None = None
     create_graph: bool = False
 
@@ -149,18 +150,18 @@ Made = Callable[[Derivative, Function, Tensor], Any]
 
 
 def _tracked(x: Tensor) -> Tensor:
-    """x, of which derivatives can be taken."""
+    """x, or a copy of x that requires a gradient."""
     return x if x.requires_grad else x.detach().requires_grad_()
 
 
 def _that_require_grad(results: Results, cotangents: Any) -> tuple[Any, Any]:
-    """All but the penalty of a module that has none."""
+    """The results that require a gradient: not the constant penalty of a module without one."""
     pairs = zip(results, cotangents, strict=True)
     return tuple(zip(*[pair for pair in pairs if pair[0].requires_grad], strict=True))
 
 
 def _derivative(outputs: Any, x: Tensor, cotangents: Any = None) -> Tensor:
-    """The gradient, which may be differentiated; zeros where there is no way to x."""
+    """The gradient, itself differentiable; zeros if the outputs do not depend on x."""
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     cotangents = [None] * len(outputs) if cotangents is None else cotangents
     if not any(output.requires_grad for output in outputs):
@@ -190,7 +191,7 @@ def _plain_vjp(step: Derivative, f: Function, x: Tensor) -> Results:
 
 
 def _plain_jvp(step: Derivative, f: Function, x: Tensor) -> Results:
-    """J v as the derivative by u of (J^T u) v."""
+    """J v, computed as the derivative of (J^T u) v with respect to u."""
     x = _tracked(x)
     results, v, tangents = f(x), directions(x, step.key, step.order), []
     for result in results:
@@ -210,7 +211,7 @@ def _plain_hessian(step: Derivative, f: Function, x: Tensor) -> Results:
     return (_rows(_derivative(step.loss(f(x)), x), x),)
 
 
-BATCH = 3  # of gradients
+BATCH = 3  # gradients in a batch
 
 
 def _batches(step: Derivative, results: Results) -> list[Tensor]:
@@ -274,7 +275,7 @@ def _autograd(step: Derivative, f: Function, x: Tensor) -> Results:
 
 
 def _twice(step: Derivative, f: Function, x: Tensor) -> Results:
-    """The graph is retained, and read a second time by the penalty and the output apart."""
+    """Run the backward on a retained graph again, once for the output and once for the penalty."""
     x = _tracked(x)
     results = f(x)
     on, v = _that_require_grad(results, step.cotangents(results))
@@ -330,7 +331,7 @@ def _of_loss(transform: Callable[..., Any]) -> Made:
     return lambda step, f, x: (transform(lambda x: step.loss(f(x)))(x),)
 
 
-GRADIENTS = ("autograd.grad", "backward", "compiled autograd")  # of torch.autograd
+GRADIENTS = ("autograd.grad", "backward", "compiled autograd")  # ways of torch.autograd
 _OURS: dict[str, Made] = {
     "grad": _grad,
     "vjp": _vjp,
@@ -369,7 +370,7 @@ JACOBIANS = tuple(how for how, made in _PLAIN.items() if made is _plain_jacobian
 BATCHED = ("vmap of vjp", "is_grads_batched")
 FORWARD = ("jvp", "linearize", "jacfwd", "dual numbers", "hessian", "autograd.functional.hessian")
 FORWARD += ("jacfwd of jacfwd", "jacrev of jacfwd", "autograd.functional.jacobian")
-# Those of torch.func; the others are those of torch.autograd.
+# The derivatives of torch.func; all others are those of torch.autograd.
 FUNCTORCH = tuple(
     how
     for how in _OURS
@@ -384,7 +385,7 @@ def _column_major(t: Tensor) -> Tensor:
 
 
 def _spread(t: Tensor) -> Tensor:
-    """The same values, not dense: every other element of a larger tensor."""
+    """The same values in a tensor that is not dense: every second element of a larger one."""
     return torch.stack([t, t], -1)[..., 0]
 
 
@@ -407,7 +408,7 @@ def _unpack(packed: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Wrapper(Step):
-    """What changes nothing of the result."""
+    """A step that must not change the results, such as checkpoint, hooks or autocast."""
 
     how: str = "checkpoint"
     pack: str = "identity"
@@ -442,7 +443,7 @@ class Wrapper(Step):
 
 
 class _Module(nn.Module):
-    """The function as a module, which torch.export asks for."""
+    """The function as a module, because torch.export accepts only modules."""
 
     def __init__(self, f: Function) -> None:
         super().__init__()
@@ -454,7 +455,7 @@ class _Module(nn.Module):
 
 @dataclass(frozen=True)
 class Tracer(Step):
-    """The function traced or compiled, and run on what may have another size than the trace."""
+    """Trace or compile the function with one size, and run it, perhaps with another size."""
 
     how: str = "compile"
     backend: str = "eager"

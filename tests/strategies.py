@@ -1,6 +1,6 @@
-"""Strategies of hypothesis for random programs, one for each family.
+"""Hypothesis strategies for random programs (programs.py), one for each family of programs.
 
-Every list begins with the simplest choice, which is what hypothesis shrinks to.
+Every list of choices begins with the simplest one, because hypothesis shrinks towards it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PARAMETERS: dict[str, list[tuple[float, ...]]] = {
     "threshold": [(0.25, -3.0), (-0.5, 0.0), (0.5, 0.5)],
 }
 NAMES = ["silu", *[name for name in actreg_ext.activations() if name != "silu"]]
-# Those whose second derivatives, or whose kept tensors, are unlike the others'.
+# More often: the activations whose second derivatives or kept tensors differ from the rest.
 NAMES += ["relu", "relu", "tanh", "leaky_relu", "identity", "sigmoid"]
 LARGE = [(9000,), (3, 50, 61), (2, 3, 40, 41), (17, 1, 700), (20000,), (8, 4099)]
 SEEDS = [0, 1, 2**31, 2**32 + 5, 2**63 - 1, 2**63, 2**64 - 1, -1, -(2**63)]
@@ -54,7 +54,7 @@ TENSOR_SEEDS = [(0, 0), (1, 2), (-1, 2**62), (2**62, -1), (5, 2**32)]
 def calls(draw: Draw, form: str = "function") -> Call:
     name = draw(st.sampled_from(NAMES))
     choices: list[tuple[float, ...]] = PARAMETERS.get(name, [])
-    if name != "threshold":  # which has no defaults
+    if name != "threshold":  # threshold has no defaults
         choices = [(), *choices]
     return Call(
         activation=name,
@@ -98,11 +98,11 @@ def layouts(draw: Draw, shape: Shape, dtype: str) -> Layout:
 
 @st.composite
 def inputs(draw: Draw, call: Call, shape: Shape, **options: Any) -> Program:
-    """A program without steps."""
+    """A program with this call and shape, and a random dtype, layout and input."""
     dtypes = ["float32", "float32", *DTYPES]
     dtype = options.pop("dtype", None) or draw(st.sampled_from(dtypes))
     layout = draw(layouts(shape, dtype))
-    # torch lays tangents out as x: elements that share memory would share tangents.
+    # torch gives tangents the strides of x: elements of x that share memory would share tangents.
     if any(step.name() in FORWARD for step in options.get("steps", ())):
         if layout.kind in ("expanded", "overlapping"):
             layout = replace(layout, kind="dense")
@@ -111,7 +111,7 @@ def inputs(draw: Draw, call: Call, shape: Shape, **options: Any) -> Program:
 
 
 def _before(draw: Draw, program: Program) -> Program:
-    """Something between x and act_reg, that what there is of the input allows."""
+    """Draw `Call.before`, the function between x and act_reg, from those that fit the program."""
     choices = ["nothing", "nothing", "nothing", "expand"]
     if program.example_shape:
         choices += ["transpose", "slice"]
@@ -123,7 +123,7 @@ def _before(draw: Draw, program: Program) -> Program:
     call = replace(program.call, before=before)
     is_plain = before == "times 1" and program.layout == Layout()
     if program.vmaps and "times 1" in before and not is_plain:
-        call = replace(call, p=0.0)  # vmap decides on the memory order of the product
+        call = replace(call, p=0.0)  # vmap chooses the product's memory order
     if not program.vmaps and "module" not in call.form and draw(st.integers(0, 9)) == 9:
         call = replace(call, times=2)
     return replace(program, call=call)
@@ -131,7 +131,7 @@ def _before(draw: Draw, program: Program) -> Program:
 
 @st.composite
 def layout_programs(draw: Draw) -> Program:
-    """Values, masks and strides, and the first gradient."""
+    """Programs for values, masks, strides and the first gradient."""
     form = draw(st.sampled_from(["function", "function", "in place"]))
     call = draw(calls(form))
     is_large = draw(st.integers(0, 19)) == 19
@@ -153,7 +153,7 @@ def _autograd(draw: Draw, kinds: tuple[str, ...]) -> Derivative:
 
 @st.composite
 def layer_programs(draw: Draw) -> Program:
-    """The module, between layers of other memory formats."""
+    """Programs with the module between layers of other memory formats."""
     before = draw(st.sampled_from(["nothing", "times 1", *LAYERS]))
     call = draw(calls(draw(st.sampled_from(["module", "checkpointed module"]))))
     is_image = before.startswith("conv")
@@ -176,7 +176,7 @@ def layer_programs(draw: Draw) -> Program:
     if draw(st.booleans()):
         derivative = _autograd(draw, ("autograd.grad", "backward", "is_grads_batched"))
         wrappers = [(derivative,)]
-        if call.form == "module":  # hooks may give the repeated forward another memory order
+        if call.form == "module":  # hooks may change the order of a repeated forward
             wrappers += [(derivative, *_hooks(draw))]
     return replace(program, steps=draw(st.sampled_from(wrappers)))
 
@@ -189,7 +189,7 @@ def _hooks(draw: Draw) -> tuple[Step, ...]:
 
 @st.composite
 def autograd_programs(draw: Draw) -> Program:
-    """torch.autograd and what it goes together with."""
+    """Programs with torch.autograd, hooks and checkpoints."""
     form = draw(st.sampled_from(["function", "function", "function", "in place"]))
     call = draw(calls(form))
     second = draw(st.booleans())
@@ -217,7 +217,7 @@ def autograd_programs(draw: Draw) -> Program:
 
 @st.composite
 def functorch_programs(draw: Draw) -> Program:
-    """Any composition of the transformations of torch.func, of order two at most."""
+    """Programs that compose transforms of torch.func, up to the second derivative."""
     steps, numbers = _functorch_steps(draw, draw(st.integers(1, 3)))
     vmaps = [i for i, step in enumerate(steps) if isinstance(step, Vmap)]
     sizes = (2, 3, 1, 4) if numbers else ()
@@ -225,12 +225,12 @@ def functorch_programs(draw: Draw) -> Program:
     if numbers and math.prod(shape) > 24:
         shape = shape[: len(vmaps)] + shape[len(vmaps) : len(vmaps) + 1]
     rest = list(shape)
-    for i in vmaps:  # the outermost takes its dimension first
+    for i in vmaps:  # the outermost vmap removes its dimension first
         if draw(st.integers(0, 7)) == 7:
             steps[i] = replace(steps[i], dim=None, size=draw(st.integers(1, 3)))
             continue
         dim = draw(st.integers(0, len(rest) - 1))
-        if rest[dim] == 0:  # torch has no example of no examples
+        if rest[dim] == 0:  # torch.vmap refuses a batch of 0 examples
             shape = tuple(size or 2 for size in shape)
             rest = [size or 2 for size in rest]
         steps[i] = replace(steps[i], dim=dim, size=rest.pop(dim))
@@ -241,7 +241,7 @@ def functorch_programs(draw: Draw) -> Program:
 
 
 def _functorch_steps(draw: Draw, length: int) -> tuple[list[Step], bool]:
-    """The steps, and whether the results have more elements than x."""
+    """The steps, and whether the results have more elements than x (Jacobians, batches)."""
     steps: list[Step] = []
     order, numbers = 0, False
     for _ in range(length):
@@ -250,7 +250,7 @@ def _functorch_steps(draw: Draw, length: int) -> tuple[list[Step], bool]:
             steps.append(Vmap(out_dim=draw(st.sampled_from([0, 0, -1])), chunk=chunk))
             continue
         kinds = [how for how in FUNCTORCH if order == 0 or how not in HESSIANS]
-        if length > 1:  # where the reference is wrong as well
+        if length > 1:  # there linearize is wrong for the reference too
             kinds.remove("linearize")
         if numbers:
             kinds = [how for how in kinds if how in ("grad", "vjp", "jvp")]
@@ -265,7 +265,7 @@ def _functorch_steps(draw: Draw, length: int) -> tuple[list[Step], bool]:
 
 
 def _seeded(draw: Draw, program: Program, vmaps: list[int]) -> Program:
-    """Seeds of each example, or drawn ones where the meaning of `randomness` is plain."""
+    """Draw the seeds: one for each example, or None if `randomness` then has a clear meaning."""
     steps, call = list(program.steps), program.call
     simple = ("grad", "vjp")
     draws = call.seed is None and len(vmaps) < 2 and steps_have_dims(steps)
@@ -282,8 +282,8 @@ def _seeded(draw: Draw, program: Program, vmaps: list[int]) -> Program:
             length += 1
             steps[i] = replace(steps[i], seed_dim=draw(st.integers(0, length - 1)))
         if steps[i].dim is None:
-            # Without dropout nothing is batched then, and torch.vmap gives a constant result a
-            # shape of random numbers if out_dims is negative.
+            # Without dropout the result is not batched here. For such a result and a negative
+            # out_dims, torch.vmap returns a tensor with arbitrary sizes.
             steps[i] = replace(steps[i], out_dim=0)
     return replace(program, call=call, steps=tuple(steps))
 
@@ -294,7 +294,7 @@ def steps_have_dims(steps: list[Step]) -> bool:
 
 @st.composite
 def tracing_programs(draw: Draw, backends: tuple[str, ...] = ()) -> Program:
-    """Traced at one size and run at another, with derivatives inside and outside."""
+    """Programs traced at one size and run at another, with derivatives inside and outside."""
     tracer = draw(_tracers(backends))
     is_inductor = backends == ("inductor",)
     outer: list[Step] = []
@@ -319,7 +319,7 @@ def tracing_programs(draw: Draw, backends: tuple[str, ...] = ()) -> Program:
     program = draw(inputs(call, shape, steps=(*outer, tracer, *inner)))
     program = _before(draw, program)
     if is_inductor and program.layout.kind in ("negated", "imag of conj"):
-        # Inductor does not see that an input is lazily negated: its x * 2 is of the wrong sign.
+        # Inductor ignores that an input is lazily negated: even its x * 2 has the wrong sign.
         program = replace(program, layout=replace(program.layout, kind="dense"))
     if is_inductor and form == "module":
         program = replace(program, call=replace(program.call, p=0.0))
@@ -343,13 +343,13 @@ def _tracers(draw: Draw, backends: tuple[str, ...]) -> Tracer:
 
 
 def _traced_steps(draw: Draw, tracer: Tracer, is_differentiated: bool) -> list[Step]:
-    """Steps of torch.func inside of a trace, with a vmap before or after."""
+    """A derivative of torch.func inside of the trace, perhaps with a vmap around it or in it."""
     kinds = ["grad", "vjp", "jvp", *(() if is_differentiated else (*HESSIANS[:1], *JACOBIANS[:2]))]
     if is_differentiated and (tracer.backend != "eager" or tracer.how == "aot_function"):
         kinds = kinds[:2]
     if tracer.backend == "inductor":
-        # PyTorch's own functions fail in forward mode there, and leave forward mode broken: a view
-        # of a number and its tangent that are laid out in two ways.
+        # No forward mode: with inductor PyTorch's own functions fail in it, because a tensor and
+        # its tangent have different strides when a view is taken. They leave forward mode broken.
         kinds = kinds[:2]
     steps: list[Step] = [Derivative(draw(st.sampled_from(kinds)), draw(st.integers(0, 7)))]
     if draw(st.booleans()):
@@ -358,7 +358,7 @@ def _traced_steps(draw: Draw, tracer: Tracer, is_differentiated: bool) -> list[S
 
 
 def _traced_shape(draw: Draw, program: Program, tracer: Tracer) -> Shape | None:
-    """Another size, where a trace may serve for it."""
+    """Another size to trace with, if one trace may serve both sizes."""
     makes_graph_of_sizes = program.vmaps or any(
         step.name() in (*HESSIANS, *JACOBIANS) for step in program.steps
     )

@@ -1,4 +1,4 @@
-"""The one table that drives the tests: activation x dtype x device, from the registry."""
+"""The table that the tests run over: activation x dtype x device, built from the registry."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ NAMES = tuple(actreg_ext.activations())
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 HALF_TYPES = (torch.float16, torch.bfloat16)
 
-# A GPU is part of the table where there is one that the build has kernels for.
+# The GPU is in the table if there is one and this build has CUDA kernels.
 DEVICES: list[Any] = ["cpu"]
 if _C.build_info()["cuda"] and torch.cuda.is_available():
     DEVICES.append(pytest.param("cuda", marks=pytest.mark.cuda))
 
 
 def _other_parameters(name: str) -> dict[str, float]:
-    """Values that are not the defaults, that differ from each other and that float16 has."""
+    """Parameters that differ from the defaults and from each other, and are exact in float16."""
     defaults = actreg_ext.activations()[name]
     return {
         parameter: 0.5 * (default or 0.0) + 0.125 * i
@@ -32,7 +32,7 @@ def _other_parameters(name: str) -> dict[str, float]:
 
 
 def variants(name: str) -> list[dict[str, Any]]:
-    """The ways in which the tests call an activation, as keyword arguments of act_reg."""
+    """Keyword arguments of act_reg for one activation: its defaults, and other parameters."""
     others = _other_parameters(name)
     needs_others = None in actreg_ext.activations()[name].values()
     defaults = [] if needs_others else [{"activation": name}]
@@ -42,7 +42,7 @@ def variants(name: str) -> list[dict[str, Any]]:
 PLAIN = [variants(name)[0] for name in NAMES]  # each activation once
 VARIANTS = [variant for name in NAMES for variant in variants(name)]  # with other parameters too
 
-# Dropout with and without penalties; with one penalty alone for one p.
+# Every p with no penalty and with both penalties; p = 0.3 also with only one penalty.
 PENALTIES = [{"l1": l1, "l2": l2} for l1, l2 in ((0.0, 0.0), (0.5, 0.25), (0.5, 0.0), (0.0, 0.25))]
 SETTINGS = [
     {"p": p, "penalty_on": penalty_on, **penalty}
@@ -50,11 +50,11 @@ SETTINGS = [
     for penalty in (PENALTIES if p == 0.3 else PENALTIES[:2])
     for penalty_on in (("activation", "output") if any(penalty.values()) else ("activation",))
 ]
-LENGTHS = {torch.float64: 1024}  # of random inputs whose truth is slow to find
+LENGTHS = {torch.float64: 1024}  # of random inputs: fewer here, because exact.py is slow
 
 
 def describe(value: Any) -> str:
-    """The part of a test's name that tells the row of the table."""
+    """The part of a test's name that names the row of the table."""
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     if isinstance(value, dict):
@@ -63,14 +63,14 @@ def describe(value: Any) -> str:
 
 
 def random_inputs(dtype: torch.dtype, device: str, wide: bool = True) -> Tensor:
-    """Sorted numbers of either sign whose exponents are uniform: all magnitudes count alike.
+    """Sorted numbers of both signs with uniform exponents, so that every magnitude is tested.
 
-    Three in four lie where activations bend, |x| in [2^-10, 90]; the others too if not wide, else
-    they are anything from the smallest denormal number to the largest. (float64: 2^-40 to 2^40,
-    as exact.py has to follow.)
+    Three of four numbers have |x| in [2^-10, 90], where activations bend. The fourth has the same
+    range if not `wide`. If `wide`, it is between the smallest denormal and the largest number of
+    the dtype; for float64 between 2^-40 and 2^40, because exact.py is not exact beyond.
     """
     n = LENGTHS.get(dtype, 4096)
-    generator = torch.Generator("cpu").manual_seed(20)  # whatever the default device is
+    generator = torch.Generator("cpu").manual_seed(20)  # not on the default device
     info = torch.finfo(dtype)
     widest = (math.log2(info.smallest_normal * info.eps), math.log2(info.max))
     if dtype is torch.float64:
@@ -84,7 +84,7 @@ def random_inputs(dtype: torch.dtype, device: str, wide: bool = True) -> Tensor:
 
 
 def random_gradients(x: Tensor) -> Tensor:
-    """A dy for x."""
+    """Random numbers as dy, in the shape of x."""
     generator = torch.Generator("cpu").manual_seed(21)
     return torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu").to(x)
 

@@ -1,4 +1,4 @@
-"""Where tensors begin in memory changes no bit of the results."""
+"""The results do not depend, in any bit, on the address where a tensor begins."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from actreg_ext.functional import act_reg
 from tests import table
 
-END = 261  # elements behind a whole tile of the CUDA kernels
-OFFSETS = ((0, 0), (1, 0), (0, 1), (3, 3))  # of x and dy, in elements
+END = 261  # elements after a whole tile of the CUDA kernels
+OFFSETS = ((0, 0), (1, 0), (0, 1), (3, 3))  # (of x, of dy), in elements
 
 
 def at_offset(x: Tensor, offset: int) -> Tensor:
-    """The same numbers that many elements behind an aligned address."""
+    """The same numbers in memory that begins `offset` elements after an aligned address."""
     return x.new_empty(len(x) + offset)[offset:].copy_(x)
 
 
@@ -26,7 +26,7 @@ def at_offset(x: Tensor, offset: int) -> Tensor:
 def test_alignment_changes_no_bit(
     activation: dict[str, Any], dtype: torch.dtype, device: str, p: float, penalty_on: str
 ) -> None:
-    """Also where backward has bits or the output, as without L2."""
+    """Also if the backward reads bits or the output, as it does without L2."""
     tile = 2048 if dtype is torch.float64 else 8192
     start, dy = torch.randn(2, tile + END, device=device).to(dtype)
     for l2 in (0.25, 0.0) if p < 1 else (0.25,):

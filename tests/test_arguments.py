@@ -1,4 +1,4 @@
-"""Bad input: refused before any work, by a message that says what, what came and what may come."""
+"""Bad arguments raise before any work; the text names the value given and what is accepted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.test_dropout import generator_state
 INF, NAN = float("inf"), float("nan")
 X = torch.ones(4)
 
-# What is passed -> the error, and what its message has to name.
+# (the arguments, the type of the error, the words that its text must contain)
 BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"l1": -1.0}, ValueError, ["l1", "-1.0", "at least 0"]),
     ({"l1": INF}, ValueError, ["l1", "inf", "finite"]),
@@ -129,7 +129,7 @@ def assert_refused(
 
 
 def on(device: str, input: Any) -> Any:
-    """The same there; quantized and mkldnn tensors are the CPU's."""
+    """The input on `device`, except quantized and mkldnn tensors, which only the CPU has."""
     stays = not isinstance(input, Tensor) or input.is_quantized or input.is_mkldnn
     return input if stays else input.to(device)
 
@@ -149,7 +149,7 @@ def test_act_reg(
     ("options", "error", "named"), BAD_OPTIONS, ids=[name(call) for call, *_ in BAD_OPTIONS]
 )
 def test_module(options: dict[str, Any], error: type[Exception], named: list[str]) -> None:
-    """A module says so when it is made, not when it is first called."""
+    """A module raises when it is constructed, not when it is first called."""
     assert_refused(lambda: ActReg(**options), error, named)
 
 
@@ -200,7 +200,7 @@ def test_collect_penalty() -> None:
 
 
 def test_whole_numbers_are_real(device: str) -> None:
-    """As are numpy's scalars: both come from configuration files and hyperparameter searches."""
+    """Ints and NumPy scalars are accepted: configuration files and searches produce them."""
     x = table.random_inputs(torch.float32, device, wide=False)
     expected = act_reg(x, "elu", alpha=2.0, l1=1.0, l2=0.0, p=0.5, seed=3)
     for number in (int, numpy.float64, numpy.float32, numpy.int64):
@@ -218,7 +218,7 @@ def test_a_subclass_of_an_activation_is_not_its_base() -> None:
     assert_refused(lambda: act_reg(X, Doubled()), TypeError, ["Doubled", "exactly", "ReLU"])
 
 
-# The operators themselves, called past the checks of the Python interface.
+# The registered operators, called directly, so without the checks in Python.
 OPS = torch.ops.actreg
 STATE = torch.tensor([1, 2])
 
@@ -348,7 +348,7 @@ def misuses(x: Tensor, state: Tensor) -> dict[str, tuple[Callable[[], Any], str]
 
 @pytest.mark.parametrize("misuse", misuses(X, STATE))
 def test_the_operators_refuse(device: str, misuse: str) -> None:
-    """An exception, not a crash, and nothing is drawn."""
+    """The operators raise, do not crash, and draw no random number."""
     call, named = misuses(X.to(device), STATE.to(device))[misuse]
     before = generator_state(device)
     with pytest.raises((RuntimeError, ValueError, TypeError), match=named.replace("[", r"\[")):
@@ -368,7 +368,7 @@ def test_orders_are_checked_before_they_are_used(place: str, order: list[int]) -
     ):
         with pytest.raises(ValueError, match="permutation of 2 dimensions"):
             call()
-    if place == "cpu" or len(order) == 2:  # else it may be a placeholder: see schemas.cpp
+    if place == "cpu" or len(order) == 2:  # else x may be a placeholder: see schemas.cpp
         with pytest.raises(ValueError, match="permutation of 2 dimensions"):
             OPS.backward(x, None, x, None, *rest)
 
@@ -389,7 +389,7 @@ def test_numpy_integers_are_seeds() -> None:
 
 
 def test_the_interpreter_survives_strange_but_legal_calls(device: str) -> None:
-    """In a process of its own: what would crash there would end all tests here."""
+    """The calls run in a new process, because a crash would end all tests in this one."""
     program = """
 import math, sys, torch
 torch.set_default_device(sys.argv[1])

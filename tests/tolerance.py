@@ -1,12 +1,20 @@
-"""How exact the operator has to be, and the truth that is measured against.
+"""How accurate the operator must be, and the exact results ("the truth") to compare with.
 
 Note [The rule]
-The error may be twice that of eager PyTorch in the same dtype, plus one ulp. Eager PyTorch is
-reference.act_reg. The truth is reference.act_reg in float64, and for float64 exact.py. Errors are
-counted in ulps of the truth, and compared in bins of 256 neighbours in x, so that neither large
-values nor ill-conditioned places excuse errors elsewhere. Two allowances, for all formulas alike:
-a gradient that is a sum is judged by the sizes of its terms, and where the slope changes its
-sign (gelu's near -0.75), so that its ulp shrinks and the error does not, by its neighbours.
+The operator's error may be at most twice the error of eager PyTorch in the same dtype, plus one
+ulp. Eager PyTorch is reference.act_reg in that dtype. The truth is reference.act_reg in float64;
+for float64 the truth is exact.py.
+
+Errors are counted in ulps of the truth. They are compared in bins of 256 neighbouring inputs: the
+largest error of eager PyTorch in a bin sets the limit of that bin alone. So an ill-conditioned
+place does not excuse errors elsewhere.
+
+There are two exceptions, for all formulas:
+
+- A gradient is the sum of a part from dy and a part from dpenalty, which may cancel. Its ulp is
+  the ulp of |part 1| + |part 2|.
+- Where the slope changes its sign (for gelu near x = -0.75) the truth is near 0, so its ulp is
+  tiny. There the ulp is the largest one among the neighbours.
 """
 
 from __future__ import annotations
@@ -25,11 +33,12 @@ import actreg_ext
 from actreg_ext import reference
 from tests import exact
 
-BIN, REACH = 256, 32  # in a number of inputs: 90 of one sign have the same exponent
+# Inputs in a bin, and neighbours on each side. About 90 inputs of one sign share an exponent.
+BIN, REACH = 256, 32
 
 
 class Numbers(NamedTuple):
-    """Numbers of twice the precision of float64: the sums of two tensors of it."""
+    """Numbers with twice the precision of float64: each is high + low."""
 
     high: Tensor
     low: Tensor
@@ -42,11 +51,11 @@ class Jet(NamedTuple):
 
 class Gradient(NamedTuple):
     total: Numbers
-    size: Tensor  # what its ulp is measured at
+    size: Tensor  # the number whose ulp is the unit of the error
 
 
 def true_output(variant: dict[str, Any], x: Tensor, p: float, seed: int = 0) -> Numbers:
-    """What the output is."""
+    """The exact output."""
     if x.dtype is torch.float64:
         return _numbers(_jets(variant, x).value * _scale(x, p, seed))
     return _once(_reference(x.double(), variant, p=p, seed=seed).output)
@@ -55,7 +64,7 @@ def true_output(variant: dict[str, Any], x: Tensor, p: float, seed: int = 0) -> 
 def true_gradient(
     variant: dict[str, Any], x: Tensor, dy: Tensor, setting: dict[str, Any], seed: int = 0
 ) -> Gradient:
-    """What the gradient for dpenalty = 1 and D = 1 is."""
+    """The exact gradient for dpenalty = 1 and D = 1."""
     if x.dtype is torch.float64:
         jets = _jets(variant, x)
         parts = exact.gradient(jets, dy.numpy(), _scale(x, setting["p"], seed), **setting)
@@ -72,7 +81,7 @@ def true_gradient(
 
 
 def true_jet(variant: dict[str, Any], x: Tensor) -> Jet:
-    """Value and slope in float64, which is more than enough to judge the lower types by."""
+    """Value and slope in float64, as the truth for the smaller dtypes."""
     x = x.double().requires_grad_()
     y = _reference(x, variant).output
     return Jet(y.detach(), torch.autograd.grad(y.sum(), x)[0])
@@ -84,19 +93,19 @@ def _slope_is_near_zero(variant: tuple[tuple[str, Any], ...], xs: tuple[float, .
 
 
 def _near_zero(slope: Tensor) -> Tensor:
-    """Where the slope changes its sign, or one of the neighbours' does."""
+    """Whether the slope changes its sign within REACH neighbours."""
     changes = F.pad(slope[1:] * slope[:-1] < 0, (REACH, REACH + 1))
     return changes.unfold(0, 2 * REACH + 1, 1).any(-1)
 
 
 def _among_neighbours(size: Tensor, where: Tensor) -> Tensor:
-    """There, the largest size of the neighbours."""
+    """`size`, but the largest size among the neighbours in the places `where`."""
     largest = F.pad(size, (REACH, REACH)).unfold(0, 2 * REACH + 1, 1).amax(-1)
     return largest.where(where, size)
 
 
 def true_penalty(variant: dict[str, Any], x: Tensor, setting: dict[str, Any], seed: int = 0) -> Any:
-    """What the penalty for D = 1 is."""
+    """The exact penalty for D = 1."""
     if x.dtype is torch.float64:
         scale = _scale(x, setting["p"], seed)
         return _numbers(exact.penalty(_jets(variant, x), scale, **setting))
@@ -116,12 +125,12 @@ def _jets(variant: dict[str, Any], x: Tensor) -> exact.Jets:
 
 
 def _scale(x: Tensor, p: float, seed: int) -> Any:
-    """0 for each element that is dropped, the factor s for the others."""
+    """0 for each dropped element, the factor s for each kept one."""
     return reference.act_reg(torch.ones_like(x), "identity", p=p, seed=seed).output.numpy()
 
 
 def _sigmoid(x: Tensor) -> Tensor:
-    return 1 / (1 + torch.exp(-x.clamp(-300, 300)))  # beyond that it is 0 or 1 in lower types
+    return 1 / (1 + torch.exp(-x.clamp(-300, 300)))  # beyond: 0 or 1 in the smaller dtypes
 
 
 def _tanh(x: Tensor) -> Tensor:
@@ -140,9 +149,9 @@ def _softsign(x: Tensor) -> Tensor:
     return torch.where(size < 1, x / (1 + size), torch.sign(x) * (1 - 1 / (1 + size)))
 
 
-# Where PyTorch's float64 is not exact enough to judge the lower types by: 1 + erf, 1 + tanh and the
-# slopes of sigmoid, tanh and softsign cancel in the tails, tanhshrink cancels near 0, and
-# hardsigmoid's gradient multiplies with a float32 one sixth.
+# Replacements for activations whose float64 results in PyTorch are not exact enough. In the tails
+# 1 + erf and 1 + tanh (gelu, gelu_tanh) and the slopes of sigmoid, tanh and softsign cancel. Near 0
+# tanhshrink cancels. The gradient of hardsigmoid multiplies by 1/6 rounded to float32.
 _ACCURATE = {
     "sigmoid": (_sigmoid, None),
     "tanh": (_tanh, None),
@@ -158,7 +167,7 @@ _ACCURATE = {
 
 
 def _once(high: Tensor) -> Numbers:
-    """float64 as it is: more than enough to judge the lower types by."""
+    """float64 numbers as `Numbers`: exact enough as the truth for the smaller dtypes."""
     return Numbers(high.detach(), torch.zeros_like(high))
 
 
@@ -168,7 +177,7 @@ def _numbers(values: Any) -> Numbers:
 
 
 def ulp(size: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance of neighbouring numbers of `dtype` at numbers of that size."""
+    """The distance between neighbouring numbers of `dtype` at numbers of that size."""
     info = torch.finfo(dtype)
     exponent = torch.frexp(size).exponent - 1
     exponent = exponent.clamp(min=round(math.log2(info.smallest_normal)))
@@ -176,7 +185,7 @@ def ulp(size: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def errors(got: Tensor, truth: Numbers, size: Tensor) -> Tensor:
-    """The errors in ulps of `size`; none where the truth overflows or is NaN and so does `got`."""
+    """The errors in ulps of `size`; 0 if `got` and the rounded truth are both NaN or both inf."""
     rounded = truth.high.to(got.dtype)
     right = (got == rounded) | (got.isnan() & rounded.isnan())
     error = ((got.double() - truth.high) - truth.low).abs() / ulp(size, got.dtype)
@@ -191,9 +200,9 @@ def assert_accurate(
     places: Sequence[Any],
     count: int = BIN,
 ) -> None:
-    """Asserts Note [The rule] for results of neighbouring places, as x is, in bins of `count`."""
+    """Assert Note [The rule] in bins of `count` results. `places` are the inputs x, sorted."""
     ours, theirs = (errors(tensor.detach().cpu(), truth, size) for tensor in (got, eager))
-    # Where eager PyTorch overflows or makes a NaN it excuses the same there, but nowhere else.
+    # If eager PyTorch overflows or returns NaN, that excuses the operator at this x only.
     ours = ours.where(theirs.isfinite(), 0.0)
     theirs = theirs.where(theirs.isfinite(), 0.0)
     bins = F.pad(theirs, (0, -len(theirs) % count)).unflatten(0, (-1, count))
