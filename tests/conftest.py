@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)  # after -k and -m have chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of each test marked 'pairs' run a part of its combinations, unless --all is given."""
+    """Unless --all is given, run only a part of the combinations of each test marked 'pairs'."""
     if config.getoption("all"):
         return
     products = defaultdict[object, list[pytest.Function]](list)

@@ -27,7 +27,7 @@ SETTINGS = [
     pytest.param({"p": 0.5, "penalty_on": "activation", "seed": 3}, id="penalty on activation"),
     pytest.param({"p": 0.5, "penalty_on": "output", "seed": 3}, id="penalty on output"),
 ]
-# Both sides of every kink, none of them nearer than a finite difference can see.
+# Points on both sides of every kink, far enough from it for finite differences.
 POINTS = [-7.3, -3.6, -2.1, -0.8, -0.3, 0.2, 0.9, 1.7, 2.6, 4.4, 6.9, 23.0]
 
 
@@ -43,7 +43,7 @@ def rng_state(p: float) -> Tensor | None:
 @pytest.mark.parametrize("p", [0.0, 0.4])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not")  # opcheck's
 class TestOpcheck:
-    """Schema, fake tensors, autograd registration and AOTAutograd with dynamic shapes."""
+    """opcheck tests schema, fake tensors, autograd registration and AOTAutograd."""
 
     @pytest.fixture(autouse=True)
     def expecttest(self) -> None:
@@ -68,7 +68,7 @@ class TestOpcheck:
         arguments = (x, rng_state(p), "silu", [], p, True, coefficients, "sum", [])
         gradients = (dy if given != "dpenalty" else None, dpenalty if given != "dy" else None)
         torch.library.opcheck(ops.backward, (*gradients, *arguments))
-        # Without gradients: there is no third derivative for AOTAutograd to trace.
+        # The inputs are detached, because AOTAutograd could not trace a third derivative.
         detached = [None if g is None else g.detach() for g in (*gradients, x)]
         torch.library.opcheck(ops.curvature, (*detached, *arguments[1:]))
 
@@ -76,7 +76,7 @@ class TestOpcheck:
 @pytest.mark.parametrize("p", [0.0, 0.4])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not")  # opcheck's
 class TestOpcheckOfBits:
-    """The same for the operators that keep bits."""
+    """opcheck of the operators that keep bits."""
 
     @pytest.fixture(autouse=True)
     def expecttest(self) -> None:
@@ -93,7 +93,7 @@ class TestOpcheckOfBits:
         dy, dpenalty = torch.randn(3, 5, requires_grad=True), torch.ones((), requires_grad=True)
         bits = torch.tensor([0b10110001, 0b1100101], dtype=torch.uint8)
         gradients = (dy if given != "dpenalty" else None, dpenalty if given != "dy" else None)
-        for on_output in (False, True):  # the mask is drawn again, or is in the bits
+        for on_output in (False, True):  # the backward redraws the mask, or reads it from the bits
             attributes = ("relu", [], p, on_output, [0.3, 0.0], "batch", [1, 0])
             tensors = (*gradients, bits, rng_state(p), None)
             arguments = (*tensors, [3, 5], torch.float32, *attributes)
@@ -115,7 +115,7 @@ def test_gradgradcheck(activation: dict[str, Any], setting: dict[str, Any]) -> N
         return act_reg(x, l1=0.3, l2=0.2, **activation, **setting)
 
     modes = {"check_fwd_over_rev": True, "check_rev_over_rev": True}
-    x = points(requires_grad=True)[::2]  # half of them: the matrices are large
+    x = points(requires_grad=True)[::2]  # every second point: the matrices are large
     assert gradgradcheck(f, x, check_batched_grad=True, **modes)
 
 
@@ -123,7 +123,7 @@ def test_gradgradcheck(activation: dict[str, Any], setting: dict[str, Any]) -> N
 def test_double_backward(
     activation: dict[str, Any], setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With respect to x, to dy and to dpenalty, far from what finite differences can resolve."""
+    """Second derivatives by x, dy and dpenalty, where finite differences would be too coarse."""
     # PyTorch's own hardsigmoid has no second derivative.
     hardsigmoid = (lambda x: F.relu6(x + 3) / 6, None)
     monkeypatch.setitem(reference.ACTIVATIONS, "hardsigmoid", hardsigmoid)
@@ -142,7 +142,7 @@ def test_double_backward(
 
 @pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_double_backward_of_small_types(x_dtype: torch.dtype) -> None:
-    """Gradients arrive in the types of what they are gradients of."""
+    """A gradient of a gradient has the dtype of its input."""
     x = torch.randn(64, dtype=x_dtype, requires_grad=True)
     output, penalty = act_reg(x, "silu", l2=1.0, p=0.3, seed=1)
     (dx,) = torch.autograd.grad(output.float().square().sum() + penalty, x, create_graph=True)
@@ -150,12 +150,12 @@ def test_double_backward_of_small_types(x_dtype: torch.dtype) -> None:
     wide = x.detach().double().requires_grad_()
     expected = hessian(lambda t: scalar(reference.act_reg, p=0.3, seed=1, l2=1.0)(t))(wide).sum(0)
     assert ddx.dtype == x_dtype
-    # The first derivative is rounded to x_dtype on the way, and the output before it.
+    # The output and the first derivative are rounded to x_dtype before the second one.
     assert_close(ddx.double(), expected, rtol=8 * torch.finfo(x_dtype).eps, atol=0.05)
 
 
 def test_third_derivative_is_refused() -> None:
-    """Clearly, in reverse and in forward mode; the reference has it."""
+    """A third derivative raises, in reverse and in forward mode. The reference computes it."""
 
     def third(f: Callable[..., Any], outer: Callable[..., Any]) -> Tensor:
         once = grad(scalar(f, p=0.5, seed=1))
@@ -168,7 +168,7 @@ def test_third_derivative_is_refused() -> None:
 
 
 def scalar(f: Callable[..., Any], **options: Any) -> Callable[[Tensor], Tensor]:
-    """A function of x alone, in which output and penalty meet."""
+    """A scalar function of x that uses both output and penalty."""
 
     def of_x(x: Tensor) -> Tensor:
         output, penalty = f(x, "silu", **{"l1": 0.3, **options})
@@ -199,7 +199,7 @@ TRANSFORMS: dict[str, Callable[..., Callable[[Tensor], Any]]] = {
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_transforms(transform: str, setting: dict[str, Any]) -> None:
-    """torch.func of the operator equals torch.func of the reference; dy or dpenalty may miss."""
+    """A transform of the operator equals the transform of the reference."""
     x = points().reshape(3, 4)
     for scale in (0.0, 0.3):
         ours, expected = (
@@ -212,7 +212,7 @@ def test_transforms(transform: str, setting: dict[str, Any]) -> None:
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("part", ["output", "penalty"])
 def test_one_of_the_outputs(part: str, setting: dict[str, Any]) -> None:
-    """The other gradient is undefined; the two together give the sum."""
+    """If only one result is used, autograd passes None as the gradient of the other one."""
     x = points(requires_grad=True)
 
     def gradient(f: Callable[..., Any]) -> Tensor:
@@ -231,7 +231,7 @@ class TestVmapRandomness:
     def test_error(self) -> None:
         with pytest.raises(RuntimeError, match="'same' or 'different' randomness"):
             self.masks("error")
-        assert self.masks("error", training=False).all()  # nothing random about it
+        assert self.masks("error", training=False).all()  # no random number is needed
 
     def test_different(self) -> None:
         masks = self.masks("different")
@@ -266,7 +266,7 @@ class TestVmapRandomness:
 
 
 def test_gradients_of_each_sample() -> None:
-    """The usual use of vmap(grad): the parameters' gradient for each example."""
+    """vmap(grad) gives each example's gradient of the parameters."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), ActReg("gelu", p=0.5), torch.nn.Linear(8, 1))
     x = torch.randn(5, 4)
 
@@ -324,7 +324,7 @@ def test_a_seed_may_be_counted_up_before_the_backward() -> None:
 
 
 def test_autocast(default_device: str) -> None:
-    """The output has the input's type, the penalty is float32, the parameters' gradients too."""
+    """The output has the input's dtype; penalty and gradients of parameters are float32."""
     linear = torch.nn.Linear(8, 8)
     with torch.autocast(default_device, torch.bfloat16):
         h = linear(torch.randn(4, 8))
@@ -356,14 +356,14 @@ SHAPES = [(5,), (3, 4), (4, 4), (4, 4, 2), (2, 3, 2, 2), (2, 5, 2, 2)]
 @pytest.mark.parametrize(
     "options",
     [
-        {"activation": "elu", "alpha": 0.5, "l2": 0.2},  # keeps x
-        {"activation": "relu"},  # bits
-        {"activation": "relu", "l2": 0.2},  # the output, at p = 0
-        {"activation": "identity", "l1": 0.0},  # nothing
+        {"activation": "elu", "alpha": 0.5, "l2": 0.2},  # keeps the input
+        {"activation": "relu"},  # keeps bits
+        {"activation": "relu", "l2": 0.2},  # keeps the output if p = 0
+        {"activation": "identity", "l1": 0.0},  # keeps nothing
     ],
 )
 def test_compiled_autograd(options: dict[str, Any], p: float, part: str) -> None:
-    """On the CPU, in one context: no call may find the graph of another shape or attribute."""
+    """All calls share one cache of graphs: none may get the graph of another shape or l1."""
 
     def gradient(shape: tuple[int, ...], l1: float) -> Tensor:
         x = torch.linspace(-2, 3, math.prod(shape)).reshape(shape).requires_grad_()
@@ -396,7 +396,7 @@ def test_anomaly_mode_names_the_call() -> None:
 
 
 def test_penalty_of_the_gradient() -> None:
-    """A loss that contains its own gradient (create_graph), trained for a step."""
+    """The loss contains its own gradient (create_graph=True)."""
 
     def gradients(f: Callable[..., Any]) -> Tensor:
         w = torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(4, 4).requires_grad_()
@@ -452,7 +452,7 @@ def test_the_second_derivative_has_its_kinks_where_the_kernels_have_them() -> No
 )
 @pytest.mark.parametrize("part", ["output", "penalty"])
 def test_batched_gradients_depend_on_x(part: str, options: dict[str, Any]) -> None:
-    """As those of torch's activations do, also where their derivative by x is 0."""
+    """Batched gradients are differentiable by x, as torch's are, even if the derivative is 0."""
     results = []
     for f in (act_reg, reference.act_reg):
         x = torch.tensor([-1.0, 2.0, 0.3], requires_grad=True)
@@ -466,7 +466,7 @@ def test_batched_gradients_depend_on_x(part: str, options: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("options", [{}, {"p": 0.5}, {"activation": "identity", "p": 0.5}], ids=str)
 def test_create_graph_through_a_checkpoint(options: dict[str, Any]) -> None:
-    """Which lets each saved tensor be unpacked once."""
+    """A checkpoint allows only one unpacking of each saved tensor."""
     x = torch.randn(5, requires_grad=True)
     y = checkpoint(lambda x: act_reg(x, seed=1, **options).output, x, use_reentrant=False)
     (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)

@@ -1,4 +1,4 @@
-"""The gradient of every activation, in every dtype and setting, against the truth."""
+"""The gradient of every activation, in every dtype and setting, by Note [The rule]."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OTHER_PARAMETERS = [variant for variant in table.VARIANTS if variant not in tabl
 def check_gradient(
     variant: dict[str, Any], dtype: torch.dtype, device: str, setting: dict[str, Any]
 ) -> None:
-    # A penalty's gradient overflows with the widest inputs.
+    # The widest inputs would make the penalty's gradient overflow.
     x = table.random_inputs(dtype, device, wide=not (setting["l1"] or setting["l2"]))
     x.requires_grad_()
     dy = table.random_gradients(x)
@@ -47,9 +47,9 @@ def test_gradient_with_parameters(
 
 @pytest.mark.parametrize("dpenalty", [0.0, -2.0])
 def test_dpenalty(activation: dict[str, Any], device: str, dpenalty: float) -> None:
-    """The penalty's gradient is linear in dpenalty, so that the truth above serves for any."""
+    """The penalty's gradient is linear in dpenalty, so the truth for dpenalty = 1 is scaled."""
     x = table.random_inputs(torch.float32, device, wide=False)
-    x = x[x.abs() < 8].requires_grad_()  # no denormal results, which are rounded more coarsely
+    x = x[x.abs() < 8].requires_grad_()  # beyond, results may be denormal: larger errors
     dy = torch.zeros_like(x)
     once, scaled = (
         table.gradient(act_reg(x, **activation, l1=0.5, l2=0.25), x, dy, d) for d in (1.0, dpenalty)

@@ -1,4 +1,4 @@
-"""Activation checkpointing: the repeated forward has the same masks and counts once."""
+"""Activation checkpointing: a repeated forward has the same masks, and counts once."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def nested(model: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def train(run: Callable[..., Tensor], steps: int = 3, **options: Any) -> list[Tensor]:
-    """Losses, penalties, gradients and the state of the generator over some steps."""
+    """The losses, penalties, gradients and generator states of some training steps."""
     model, seen = network(**options), []
     for step in range(steps):
         torch.manual_seed(step)
@@ -71,14 +71,14 @@ def test_eager(run: Callable[..., Tensor], penalty_on: str) -> None:
 
 
 def test_penalty_collected_after_the_backward_of_the_rest() -> None:
-    """The repeated forward comes before the collection, and leaves nothing to it."""
+    """A forward repeated before collect_penalty adds nothing to the collected penalty."""
     model, x = network(), torch.randn(4, 8)
     y = checkpointed(model, x)
     y.sum().backward(retain_graph=True)
     penalty = collect_penalty(model)
     penalty.backward()
     assert collect_penalty(model) == 0
-    # Of two forwards the sum, though each was repeated.
+    # The sum of two forwards, although each of them ran twice.
     model = network(p=0.0)
     once = collect_penalty_of(model, x)
     checkpointed(model, x).sum().backward()
@@ -92,7 +92,7 @@ def collect_penalty_of(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def test_masks_follow_preserve_rng_state() -> None:
-    """True (the default): dx has the mask of y. False: another, as for nn.Dropout."""
+    """True (default): the gradient has the output's mask. False: another one, as nn.Dropout."""
 
     def masks_agree(**options: Any) -> bool:
         x = torch.ones(256, requires_grad=True)
@@ -107,7 +107,7 @@ def test_masks_follow_preserve_rng_state() -> None:
 
 
 def test_reentrant_penalty_of_a_module_is_refused() -> None:
-    """It would be lost: the first forward runs under no_grad, the second in the backward."""
+    """Its penalty would be lost: one forward runs under no_grad, one in the backward."""
     model = network()
     x = torch.randn(4, 8, requires_grad=True)
     y = checkpoint(model, x, use_reentrant=True)
@@ -118,7 +118,7 @@ def test_reentrant_penalty_of_a_module_is_refused() -> None:
 
 @pytest.mark.parametrize("how", ["no penalty", "function"])
 def test_reentrant(how: str) -> None:
-    """Fine where the penalty is none, or is an output of the checkpointed function."""
+    """Allowed if there is no penalty, or if the checkpointed function returns the penalty."""
     model = network(**({"l1": 0.0, "l2": 0.0} if how == "no penalty" else {}))
 
     def layer(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,7 +138,7 @@ def test_reentrant(how: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_function(backend: str) -> None:
-    """The recomputation in the compiled backward has the forward's mask, in both layers."""
+    """The forward that the compiled backward repeats has the first forward's two masks."""
 
     def block(x: Tensor) -> tuple[Tensor, Tensor]:
         y, first = act_reg(x.exp(), "identity", l1=0.5, p=0.5)
@@ -165,10 +165,10 @@ def test_compiled_function(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("collects_inside", [False, True])
-@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # of Linear, on a GPU
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # from Linear, on a GPU
 @torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True)
 def test_compiled_module(backend: str, collects_inside: bool) -> None:
-    """ActReg in a checkpoint in a compiled graph, with the setting that its documentation names."""
+    """A checkpoint inside a compiled graph, with the setting that ActReg's docstring names."""
     model = network(p=0.0)
 
     def loss(x: Tensor) -> Tensor:

@@ -35,9 +35,10 @@ def network(device: str, p: float = 0.0, **options: Any) -> nn.Sequential:
 
 @contextmanager
 def draws_of_traced_calls(device: str) -> Iterator[None]:
-    """Eager calls draw what compiled ones do: on the CPU always, on a GPU only here.
+    """Make eager calls on a GPU draw the same seeds as compiled calls, as they do on the CPU.
 
-    There the kernels take the generator's own seed and offset, and traced calls a torch.randint.
+    Without this, eager kernels on a GPU use the generator's own seed and offset, while compiled
+    calls use torch.randint.
     """
     with pytest.MonkeyPatch.context() as patch:
         if device != "cpu":
@@ -63,7 +64,7 @@ def test_every_activation_is_traced_whole(device: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_explicit_seed_is_the_same_everywhere(device: str, backend: str) -> None:
-    """Output and gradient bit for bit, training and not, in one compiled graph."""
+    """Compiled and eager results are equal in every bit, in training and in eval mode."""
     x, dy = torch.randn(2, 3, 100, device=device)
 
     def run(f: Callable[..., Any], compiled: Callable[..., Any]) -> Any:
@@ -89,7 +90,7 @@ def test_explicit_seed_is_the_same_everywhere(device: str, backend: str) -> None
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_masks_of_a_compiled_training_step(device: str, backend: str) -> None:
-    """Equal calls differ, each step differs, and backward has the mask of forward."""
+    """Two equal calls differ, every step differs, and each backward has its forward's mask."""
 
     @torch.compile(backend=backend, fullgraph=True)
     def step(x: Tensor) -> list[Tensor]:
@@ -107,7 +108,7 @@ def test_masks_of_a_compiled_training_step(device: str, backend: str) -> None:
 
 
 def test_one_call_has_the_mask_of_eager_mode(device: str) -> None:
-    """aot_eager draws from the same generator; so does an exported program (below)."""
+    """aot_eager draws from the eager generator, so the masks are equal."""
     x = torch.ones(1000, device=device)
 
     def f(x: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ def test_one_call_has_the_mask_of_eager_mode(device: str) -> None:
 
     torch.manual_seed(7)
     with draws_of_traced_calls(device):
-        expected = f(x), torch.rand_like(x)  # and leaves the generator in the same state
+        expected = f(x), torch.rand_like(x)  # the generators must agree afterwards
     torch.manual_seed(7)
     assert torch.equal(torch.compile(f, backend="aot_eager", fullgraph=True)(x), expected[0])
     assert torch.equal(torch.rand_like(x), expected[1])
@@ -124,20 +125,20 @@ def test_one_call_has_the_mask_of_eager_mode(device: str) -> None:
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # of Linear, on a GPU
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_train_step_with_the_penalty_inside(device: str, backend: str) -> None:
-    """forward, collect_penalty and loss in one graph, step after step."""
+    """forward, collect_penalty and loss are compiled as one graph, and run for some steps."""
     model, x = network(device), torch.randn(5, 6, device=device)
 
     def loss(x: Tensor) -> Tensor:
         return model(x).square().sum() + collect_penalty(model)
 
     compiled = torch.compile(loss, backend=backend, fullgraph=True)
-    for _ in range(3):  # a penalty that stays behind would be seen in the next step
+    for _ in range(3):  # a penalty that is left over would show in the next step
         assert_close(gradients(model, compiled(x)), gradients(model, loss(x)))
     assert collect_penalty(model) == 0
 
 
 def test_train_step_with_the_penalty_outside(device: str) -> None:
-    """The model compiled, the loss not; two layers draw what they draw in eager mode."""
+    """Only the model is compiled; its two layers draw the same seeds as in eager mode."""
     model, expected = network(device, p=0.3), network(device, p=0.3)
     x = torch.randn(5, 6, device=device)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -188,7 +189,7 @@ def test_batch_sizes_share_a_graph(device: str, reduction: str) -> None:
 
 @pytest.mark.parametrize("what", ["function", "module", "seed"])
 def test_numbers_share_graphs(device: str, what: str) -> None:
-    """13 values of l1 and l2, or of the seed, take two compilations: constant, then symbolic."""
+    """13 values of l1 and l2, or of the seed, compile twice: as a constant, then as a symbol."""
     counter = CompileCounterWithBackend("aot_eager")
     layer = ActReg("tanh")
 
@@ -208,7 +209,7 @@ def test_numbers_share_graphs(device: str, what: str) -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_vmap_inside(device: str, training: bool) -> None:
-    """Gradients of each sample, compiled."""
+    """Gradients of each example by vmap(grad), compiled."""
 
     def f(x: Tensor) -> Tensor:
         output, penalty = act_reg(x, "silu", l1=0.1, p=0.5, training=training, seed=3)
@@ -223,7 +224,7 @@ def test_vmap_inside(device: str, training: bool) -> None:
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(device: str, strict: bool, training: bool) -> None:
-    """With a dynamic batch, saved, loaded and run on another batch size."""
+    """Export with a dynamic batch size, save, load, and run with another batch size."""
 
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -250,7 +251,7 @@ def test_export(device: str, strict: bool, training: bool) -> None:
 
 
 def test_make_fx(device: str) -> None:
-    """The graph of forward and backward, with symbolic sizes, has our two operators."""
+    """A graph of forward and backward with symbolic sizes contains our two operators."""
 
     def f(x: Tensor) -> Tensor:
         return grad(lambda x: sum(t.sum() for t in act_reg(x, "gelu", l1=0.1, p=0.5, seed=3)))(x)
@@ -259,7 +260,7 @@ def test_make_fx(device: str) -> None:
     targets = {str(node.target) for node in graph.graph.nodes}
     assert {"actreg.forward.default", "actreg.backward.default"} <= targets
     x = torch.randn(5, 7, device=device)
-    # The number of elements that l1 is divided by is part of the operator: sizes are not shared.
+    # The traced size; test_tracing.py tests other sizes.
     assert_close(graph(x[:3, :4]), f(x[:3, :4]))
 
 
@@ -277,7 +278,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["fake", "meta"])
 def test_shapes_without_data(device: str, kind: str, layout: str, dtype: torch.dtype) -> None:
-    """Shape, strides and dtype of output, penalty and gradient are those of a real run."""
+    """Fake tensors: shapes, strides and dtypes of all results are those of a real run."""
     x = LAYOUTS[layout](torch.randn(3, 4, 6, 8, dtype=dtype, device=device))
 
     def run(x: Tensor) -> list[Tensor]:

@@ -1,7 +1,7 @@
-"""What only a GPU can show: masks, the generator, devices, memory, launches.
+"""Tests that need a GPU: masks, the generator, devices, memory, launches.
 
-The table of the other files runs on "cuda" too, through their `device`; the rest is here, in
-test_cuda_graphs.py and in test_cuda_compile.py.
+The tests of the other files run on "cuda" too, by their fixture `device`. Further tests that need
+a GPU are in test_cuda_graphs.py and test_cuda_compile.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SMALL = 2048  # bytes
 
 
 def at_offset(x: Tensor, offset: int) -> Tensor:
-    """The same numbers on the GPU, so many elements behind an aligned address."""
+    """The same numbers on the GPU, `offset` elements after an aligned address."""
     return x.new_empty(len(x) + offset, device="cuda")[offset:].copy_(x)
 
 
@@ -53,7 +53,7 @@ def test_masks_are_the_cpus_and_the_references(dtype: torch.dtype, n: int) -> No
 
 
 def test_many_tiles(dtype: torch.dtype) -> None:
-    """Output and gradient of relu are one product each: bit for bit the reference's."""
+    """relu's output and gradient are one product each, so they equal the reference's exactly."""
     x = torch.randn(MANY_TILES, device="cuda").to(dtype).requires_grad_()
     dy = torch.randn_like(x)
     ours, expected = (f(x, "relu", p=0.3, seed=2).output for f in (act_reg, reference.act_reg))
@@ -63,7 +63,7 @@ def test_many_tiles(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("penalty_on", ["activation", "output"])
 def test_bits_of_the_penalty(dtype: torch.dtype, penalty_on: str) -> None:
-    """The same from run to run, on any stream, at any alignment; and right."""
+    """The penalty's bits do not depend on run, stream or alignment; its value is right."""
     options: dict[str, Any] = {**PENALTIES, "p": 0.3, "seed": 1, "penalty_on": penalty_on}
     x = torch.randn(MANY_TILES, device="cuda").to(dtype)
     views = [at_offset(x, offset) for offset in OFFSETS]
@@ -96,10 +96,10 @@ def test_second_derivatives_are_the_cpus(activation: dict[str, Any], p: float) -
 
 
 def test_seed_none_is_the_generators_seed_and_offset(dtype: torch.dtype) -> None:
-    """Four numbers further with each call, the least step that CUDA's generator takes."""
+    """Each call advances the offset by 4, the smallest step of CUDA's generator."""
     x = torch.empty(5000, dtype=dtype, device="cuda")
     torch.manual_seed(123)
-    x.uniform_(1, 2)  # so the offset is not 0 either
+    x.uniform_(1, 2)  # this draws, so the offset is not 0 any more
     for _ in range(3):
         state = next_state()
         output = act_reg(x, "identity", p=0.5).output
@@ -126,7 +126,7 @@ def test_backward_draws_nothing() -> None:
 
 
 def test_state_of_the_generator() -> None:
-    """Set again by manual_seed, set_rng_state and fork_rng; else each call differs."""
+    """manual_seed, set_rng_state and fork_rng reset the mask; otherwise each call differs."""
     x = torch.ones(1000, device="cuda")
 
     def draw() -> Tensor:
@@ -145,7 +145,7 @@ def test_state_of_the_generator() -> None:
 
 
 def test_checkpoint() -> None:
-    """The repeated forward has the same mask, and leaves the generator where it was."""
+    """The repeated forward has the same mask, and does not change the generator's state."""
 
     def block(x: Tensor) -> tuple[Tensor, Tensor]:
         y, penalty = act_reg(x.sin(), "tanh", **PENALTIES, p=0.5)
@@ -198,7 +198,7 @@ def test_a_seed_may_be_on_any_device() -> None:
 
 
 def test_tensors_of_two_devices_are_refused() -> None:
-    """By the operators; and what comes after is right."""
+    """The operators raise, and the next call is right."""
     x = torch.ones(8, device="cuda", requires_grad=True)
     options = ("relu", [], 0.5, False, [1.0, 0.0], "sum", [])
     here, there = torch.tensor([1, 2], device="cuda"), torch.tensor([1, 2])
@@ -221,12 +221,12 @@ def test_tensors_of_two_devices_are_refused() -> None:
 
 def test_more_elements_than_32_bits_count() -> None:
     n, count = 2**31 + 11, 24
-    needed = 4 * 2 * n + 2**28  # x, y, dy and dx; and some air
+    needed = 4 * 2 * n + 2**28  # x, y, dy and dx, and a reserve
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     if free < needed:
         pytest.skip(f"needs {needed} bytes of a GPU's memory, and {free} are free")
-    starts = (0, 2**30, 2**31 - 8)  # of windows; the last one ends where x ends
+    starts = (0, 2**30, 2**31 - 8)  # of the windows compared; the last one ends where x ends
     x = torch.zeros(n, dtype=torch.bfloat16, device="cuda")
     for start in starts:
         x[start : start + count] = 1
@@ -246,14 +246,14 @@ def test_more_elements_than_32_bits_count() -> None:
 
 
 def requested(when: str) -> int:
-    """Bytes asked of the allocator, before it rounds them up: "current" or "peak"."""
+    """Bytes requested from the allocator, before rounding: "current" or "peak"."""
     return torch.cuda.memory_stats()[f"requested_bytes.all.{when}"]
 
 
 @pytest.mark.parametrize("kept", ["input", "bits"])
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_memory(dtype: torch.dtype, p: float, kept: str) -> None:
-    """Nothing of the input's size but what is returned; for backward x, or bits, and 16 bytes."""
+    """A call allocates only its results, and keeps x or bits, and 16 bytes, for the backward."""
     name, options = ("gelu", PENALTIES) if kept == "input" else ("relu", {"l1": 0.5})
     bits = 2**22 // 8 if kept == "bits" else 0
     x = torch.randn(2**22, device="cuda").to(dtype).requires_grad_()
@@ -281,7 +281,7 @@ def test_memory(dtype: torch.dtype, p: float, kept: str) -> None:
 
 
 def test_out_of_memory() -> None:
-    """Leaves the generator where it was, and what comes after is right."""
+    """A call that runs out of memory leaves the generator's state; the next call is right."""
     x = torch.ones(2**26, device="cuda")
     torch.cuda.empty_cache()
     state = next_state()
@@ -299,24 +299,24 @@ def test_out_of_memory() -> None:
 
 
 def test_in_a_memory_pool() -> None:
-    """What a call inside leaves behind for later calls is none of the pool's memory."""
+    """The workspace that a call in a memory pool creates is not part of the pool."""
     x = torch.randn(2**20, device="cuda")
     pool = torch.cuda.MemPool()
     with torch.cuda.use_mem_pool(pool):
         penalty = act_reg(x, **PENALTIES, p=0.5).penalty.item()
     del pool
     torch.cuda.empty_cache()
-    torch.full((2**24,), torch.nan, device="cuda")  # in the place of what the pool had
+    torch.full((2**24,), torch.nan, device="cuda")  # overwrite the memory that the pool had
     assert act_reg(x, **PENALTIES, p=0.5).penalty.item() == penalty
 
 
 def test_while_the_cache_holds_all_memory() -> None:
-    """A stream's first call needs some that is not the cache's, which gives some back."""
+    """A stream's first call needs memory from CUDA, so PyTorch's cache must free some."""
     x, stream = torch.randn(5000, device="cuda"), torch.cuda.Stream()
     expected = act_reg(x, **PENALTIES, p=0.5).penalty
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
-        kept = torch.empty(1, device="cuda")  # and beside it the cache has room for the results
+        kept = torch.empty(1, device="cuda")  # the rest of its block is free for the results
     size, _ = torch.cuda.mem_get_info()
     hoard = []
     while size >= 2**20:
@@ -333,7 +333,7 @@ def test_while_the_cache_holds_all_memory() -> None:
 
 
 def on_the_device(call: Callable[[], object]) -> list[str]:
-    """The names of what a call has the GPU do: kernels, copies, fills."""
+    """The names of the kernels, copies and fills that a call runs on the GPU."""
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities, acc_events=True) as profile:
@@ -348,7 +348,7 @@ def on_the_device(call: Callable[[], object]) -> list[str]:
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_one_kernel_each_way(dtype: torch.dtype, p: float, name: str) -> None:
     x = torch.randn(10000, device="cuda").to(dtype).requires_grad_()
-    seen = [on_the_device(lambda: x.detach().exp()) for _ in range(2)]  # the first starts it up
+    seen = [on_the_device(lambda: x.detach().exp()) for _ in range(2)]  # once to warm up
     if len(seen[1]) != 1:
         pytest.skip("the profiler does not see this GPU's kernels")
     f = partial(act_reg, activation=name, l1=0.5, l2=0.25 if name == "gelu" else 0.0, p=p)
@@ -384,7 +384,7 @@ def test_nothing_waits_for_the_device(dtype: torch.dtype) -> None:
         done.record()
         assert not done.query()
         with pytest.raises(RuntimeError, match="synchronizing"):
-            x.sum().item()  # as the mode would say of us
+            x.sum().item()  # proves that the mode detects a synchronization
     finally:
         torch.cuda.set_sync_debug_mode("default")
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""The operator under torch.compile on a GPU: beside Triton's kernels, in graphs, under autocast."""
+"""torch.compile on a GPU: with Triton kernels, CUDA graphs and autocast."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODES = ["default", "reduce-overhead", pytest.param("max-autotune", marks=pytest
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("small", [torch.float32, torch.bfloat16], ids=table.describe)
 def test_compiled(mode: str, small: torch.dtype) -> None:
-    """Several times: modes with graphs warm up, capture, and only then replay."""
+    """Run several times: modes with CUDA graphs warm up, then capture, then replay."""
 
     def step(x: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
         first = act_reg(x, "gelu", **PENALTIES, p=0.3, seed=seed)
@@ -50,7 +50,7 @@ def test_compiled(mode: str, small: torch.dtype) -> None:
 @pytest.mark.usefixtures("nothing_compiled_yet")
 @pytest.mark.parametrize("mode", MODES)
 def test_masks_of_compiled_steps(mode: str) -> None:
-    """Two layers, step after step: all masks differ, and backward has the mask of forward."""
+    """All masks of two layers in several steps differ; each backward has its forward's mask."""
 
     @torch.compile(mode=mode, fullgraph=True)
     def step(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,7 @@ def test_masks_of_compiled_steps(mode: str) -> None:
 @pytest.mark.parametrize("compiles", [False, True])
 @pytest.mark.parametrize("half", table.HALF_TYPES, ids=table.describe)
 def test_autocast(half: torch.dtype, compiles: bool) -> None:
-    """The output has the type of the layer before; penalty and weights' gradient are float32."""
+    """The output has the dtype of the layer before; penalty and weight gradients are float32."""
     linear = torch.nn.Linear(64, 96, device="cuda")
     x, seed = torch.randn(32, 64, device="cuda"), torch.tensor([3, 4], device="cuda")
 

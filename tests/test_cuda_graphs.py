@@ -1,4 +1,4 @@
-"""CUDA graphs and streams: what is captured, replayed and deleted, and what runs side by side."""
+"""CUDA graphs and streams: capture, replay, deletion, and calls that overlap."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.cuda
 def capture(
     step: Callable[[], Any], stream: torch.cuda.Stream | None = None
 ) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A graph of what `step` launches, and what each of its replays fills."""
+    """A graph of the launches of `step`, and the results of `step`, which each replay fills."""
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         for _ in range(2):
@@ -38,7 +38,7 @@ def capture(
 
 
 def test_graph_draws_at_each_replay(dtype: torch.dtype) -> None:
-    """Two layers, forward and backward: what eager calls with these seeds and offsets give."""
+    """Each replay of two layers equals eager calls with the seeds and offsets it draws."""
     x = torch.ones(5000, dtype=dtype, device="cuda", requires_grad=True)
     dy = torch.ones_like(x)
 
@@ -50,7 +50,7 @@ def test_graph_draws_at_each_replay(dtype: torch.dtype) -> None:
     masks = []
     for _ in range(4):
         with torch.no_grad():
-            x.uniform_(1, 2)  # so that only what is dropped is 0
+            x.uniform_(1, 2)  # not 0, so only dropout makes an output 0
         state = next_state()
         graph.replay()
         for call, (output, penalty, dx) in enumerate(layers):
@@ -64,7 +64,7 @@ def test_graph_draws_at_each_replay(dtype: torch.dtype) -> None:
 
 
 def test_replays_beside_eager_calls_on_the_stream_of_the_capture() -> None:
-    """Both count finished blocks, each in a place of its own."""
+    """Both count finished blocks, in separate workspaces, so their penalties are right."""
     x, z = torch.randn(2, 2**20, device="cuda")
     expected = [act_reg(t, **PENALTIES, p=0.5).penalty.item() for t in (x, z)]
     captured_on, other = torch.cuda.Stream(), torch.cuda.Stream()
@@ -84,7 +84,7 @@ def test_replays_beside_eager_calls_on_the_stream_of_the_capture() -> None:
 
 
 def test_graphs_beside_each_other() -> None:
-    """Of their penalties: PyTorch keeps one seed and offset for all graphs that are replayed."""
+    """Two graphs overlap. Only penalties are compared: all graphs share one seed and offset."""
     xs = torch.randn(2, 2**20, device="cuda")
     expected = [act_reg(x, **PENALTIES, p=0.5).penalty.item() for x in xs]
     graphs = [capture(lambda x=x: act_reg(x, **PENALTIES, p=0.5).penalty) for x in xs]
@@ -101,7 +101,7 @@ def test_graphs_beside_each_other() -> None:
 
 
 def test_graphs_that_come_and_go() -> None:
-    """What a graph leaves behind may serve the next one, while others are replayed."""
+    """A new graph may reuse the workspace of a deleted one while other graphs are replayed."""
     xs, expected = some_inputs()
     kept = []
     for turn in range(24):
@@ -149,7 +149,7 @@ def test_graph_of_a_second_derivative(dtype: torch.dtype) -> None:
 
 
 def recorded(step: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """As `capture`, but nothing waits for what the GPU does meanwhile."""
+    """Like `capture`, but without waiting for the GPU's running work."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(torch.cuda.Stream()):
         graph.capture_begin(capture_error_mode="thread_local")
@@ -161,7 +161,7 @@ def recorded(step: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
 
 
 def test_a_graph_is_deleted_while_it_runs() -> None:
-    """Its workspace goes to no other graph before its last launch has ended."""
+    """No other graph gets the workspace of a deleted graph before its last launch has ended."""
     (x, z, *_), (of_x, of_z, *_) = some_inputs()
     wrong = torch.zeros(2, dtype=torch.int64, device="cuda")
 
@@ -188,16 +188,16 @@ def test_a_graph_is_deleted_while_it_runs() -> None:
 
 
 def test_a_graph_is_instantiated_twice() -> None:
-    """One instance after the other is right, and the last one keeps the workspace.
+    """Two instances that run one after another are right; the last one keeps the workspace.
 
-    Two at the same time would write the same tensors; that is not supported.
+    Two instances at the same time are not supported: they would write the same tensors.
     """
     driver = ctypes.CDLL("libcuda.so.1")
     x, z = torch.randn(2, 2**20, device="cuda")
     expected, of_z = (act_reg(t, **PENALTIES).penalty for t in (x, z))
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     with torch.cuda.graph(graph):
-        result = act_reg(x, **PENALTIES)  # which keeps the graph's memory
+        result = act_reg(x, **PENALTIES)  # holding the result keeps the graph's memory
     instance, captured = ctypes.c_void_p(), ctypes.c_void_p(graph.raw_cuda_graph())
     flags = ctypes.c_ulonglong(0)
     assert driver.cuGraphInstantiateWithFlags(ctypes.byref(instance), captured, flags) == 0
@@ -211,7 +211,7 @@ def test_a_graph_is_instantiated_twice() -> None:
         run()
         assert torch.equal(result.penalty, expected)
     del graph
-    other, of_other = capture(lambda: act_reg(z, **PENALTIES).penalty)  # wants a workspace
+    other, of_other = capture(lambda: act_reg(z, **PENALTIES).penalty)  # needs a workspace
     streams = [torch.cuda.Stream() for _ in range(2)]
     torch.cuda.synchronize()
     seen: list[list[Tensor]] = [[], []]
@@ -229,7 +229,7 @@ def test_a_graph_is_instantiated_twice() -> None:
 
 
 def kinds_of_nodes(graph: torch.cuda.CUDAGraph) -> list[int]:
-    """What a graph consists of, asked of the driver: 0 is a kernel, 1 a copy, 2 a fill."""
+    """The kinds of a graph's nodes, from the driver: 0 is a kernel, 1 a copy, 2 a fill."""
     driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_size_t()
     handle = ctypes.c_void_p(graph.raw_cuda_graph())
     assert driver.cuGraphGetNodes(handle, None, ctypes.byref(count)) == 0
@@ -245,12 +245,12 @@ def kinds_of_nodes(graph: torch.cuda.CUDAGraph) -> list[int]:
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_a_graph_has_one_node_for_each_launch(dtype: torch.dtype, p: float) -> None:
-    """Nothing is filled or copied at a replay."""
+    """A replay runs kernels only: no fill, no copy."""
     x = torch.randn(10000, device="cuda").to(dtype).requires_grad_()
     gradients = [torch.ones_like(x), torch.ones((), device="cuda")]
 
     def warm() -> Tensor:
-        """No graph of autograd outlives it: its nodes would wait for the default stream."""
+        """Warm up. No autograd graph may outlive this: its nodes wait for the default stream."""
         result = act_reg(x, "gelu", **PENALTIES, p=p)
         torch.autograd.grad(list(result), x, gradients)
         return result.penalty.detach()
@@ -268,7 +268,7 @@ def test_a_graph_has_one_node_for_each_launch(dtype: torch.dtype, p: float) -> N
         assert torch.equal(result.penalty, penalty)
 
 
-# PyTorch 2.11 keeps the graph of its own warming up, on another stream.
+# PyTorch 2.11 keeps the autograd graph of its own warm-up, which ran on another stream.
 @pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")
 def test_make_graphed_callables() -> None:
     example = torch.ones(5000, device="cuda", requires_grad=True)
@@ -286,7 +286,7 @@ def test_make_graphed_callables() -> None:
 def penalties_of_calls_at_once(
     xs: list[Tensor], streams: list[torch.cuda.Stream], calls: int
 ) -> list[Tensor]:
-    """Stacked, of each of xs; the launches go to the streams by turns."""
+    """The stacked penalties of each of xs; the calls alternate between the streams."""
     penalties: list[list[Tensor]] = [[] for _ in xs]
     for call in range(calls):
         for i, stream in enumerate(streams):
@@ -317,13 +317,13 @@ def test_many_threads(shares_stream: bool) -> None:
 
 
 def test_streams_of_others() -> None:
-    """Once a stream is destroyed, its handle may be that of the next one."""
+    """After a stream is destroyed, the next stream may have the same handle."""
     driver, x = ctypes.CDLL("libcuda.so.1"), torch.randn(2**20, device="cuda")
     expected = act_reg(x, **PENALTIES, p=0.5).penalty
     torch.cuda.synchronize()
     for _ in range(5):
         handle = ctypes.c_void_p()
-        assert driver.cuStreamCreate(ctypes.byref(handle), 1) == 0  # that waits for no other
+        assert driver.cuStreamCreate(ctypes.byref(handle), 1) == 0  # 1: non-blocking
         with torch.cuda.stream(torch.cuda.ExternalStream(handle.value)):
             penalties = [act_reg(x, **PENALTIES, p=0.5).penalty for _ in range(3)]
         torch.cuda.synchronize()
@@ -332,13 +332,13 @@ def test_streams_of_others() -> None:
 
 
 def test_streams_that_come_and_go() -> None:
-    """CUDA does not tell when a stream is destroyed: 20,000 streams must not keep memory each."""
+    """CUDA does not report destroyed streams, so 20,000 streams must not each keep memory."""
     driver, x = ctypes.CDLL("libcuda.so.1"), torch.randn(5000, device="cuda")
     expected = act_reg(x, **PENALTIES, p=0.5).penalty
     torch.cuda.synchronize()
 
     def use(count: int) -> int:
-        """The free memory after the calls on so many streams."""
+        """Call on `count` new streams, and return the free memory afterwards."""
         for call in range(count):
             handle = ctypes.c_void_p()
             assert driver.cuStreamCreate(ctypes.byref(handle), 1) == 0
@@ -347,16 +347,16 @@ def test_streams_that_come_and_go() -> None:
             if call % 100 == 99:
                 torch.cuda.synchronize()
                 assert torch.equal(penalty, expected)
-                torch.cuda.empty_cache()  # PyTorch's own, which it has for each stream
+                torch.cuda.empty_cache()  # PyTorch caches memory for each stream
             assert driver.cuStreamDestroy_v2(handle) == 0
         return torch.cuda.mem_get_info()[0]
 
-    before = use(500)  # the first streams of a device have a workspace each
+    before = use(500)  # the first 256 streams of a device have a workspace each
     assert before - use(19_500) < 2**24
 
 
 def test_later_streams_side_by_side() -> None:
-    """Streams without a workspace of their own, from several threads."""
+    """Overlapping calls on streams without a workspace of their own, from several threads."""
     driver = ctypes.CDLL("libcuda.so.1")
     handles = [ctypes.c_void_p() for _ in range(300)]
     for handle in handles:
@@ -376,7 +376,7 @@ def test_later_streams_side_by_side() -> None:
 
 @gpu.two_needed
 def test_two_devices_at_once() -> None:
-    """Calls and graphs on both, from a thread each: each device has workspaces of its own."""
+    """Calls and graphs run on two devices at once, which have separate workspaces."""
     xs, expected = some_inputs()
 
     def run(device: int) -> list[Tensor]:
@@ -431,7 +431,7 @@ print("right")
 
 
 def test_the_first_call_is_captured() -> None:
-    """In every capture_error_mode, with kernels that CUDA loads at once or when first launched."""
+    """Capture in every capture_error_mode, with kernels loaded at start or at first launch."""
     runs = {}
     for loading in ("LAZY", "EAGER"):
         for mode in ("global", "thread_local", "relaxed"):

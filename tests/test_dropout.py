@@ -1,4 +1,4 @@
-"""The mask: which elements are kept, by which factor, and what is drawn from the generator."""
+"""The mask: which elements are kept, their scale, and what is drawn from the generator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from actreg_ext import dropout_mask, reference
 from actreg_ext.functional import act_reg
 from tests import table
 
-# Around the sizes at which kernels change from whole vectors, blocks and chunks to the rest.
+# Lengths around the sizes of vectors, blocks and chunks in the kernels.
 LENGTHS = [1, 3, 4, 5, 7, 8, 9, 16, 1023, 1024, 1025, 4095, 4097, 16383, 16384, 16385, 2**20 + 3]
 SEEDS = [
     0,
@@ -47,7 +47,7 @@ KNOWN_ANSWERS = [
 
 
 def int64(low: int, high: int) -> int:
-    """The int64 of the same bits as two words."""
+    """Two 32-bit words as one int64 with the same bits."""
     bits = high << 32 | low
     return bits - 2**64 if bits >= 2**63 else bits
 
@@ -85,9 +85,9 @@ def test_mask_is_the_published_words(device: str) -> None:
     ],
 )
 def test_golden_mask(device: str, seed: int | Tensor, p: float, golden: str) -> None:
-    """A mask must never change, in no version, on no machine.
+    """The mask of a seed must be the same in every version and on every machine.
 
-    The literals are from another implementation of Philox, which gives the known answers above.
+    The literals come from another implementation of Philox, which passes the known answers above.
     """
     mask = dropout_mask(40, p, seed, device)
     rows = ["".join(map(str, row)) for row in mask.int().view(5, 8).tolist()]
@@ -102,7 +102,7 @@ def test_mask_is_the_references(device: str, n: int) -> None:
 
 
 def test_seeds_are_64_bits(device: str) -> None:
-    """The same bits are the same seed, whether they are written with a sign or without."""
+    """A negative seed equals the unsigned seed with the same 64 bits."""
     for unsigned, signed in ((2**64 - 1, -1), (2**63, -(2**63)), (2**63 + 5, 5 - 2**63)):
         tensor = torch.tensor([signed, 0])
         masks = [dropout_mask(4096, 0.5, seed, device) for seed in (unsigned, signed, tensor)]
@@ -110,7 +110,7 @@ def test_seeds_are_64_bits(device: str) -> None:
 
 
 def test_every_seed_and_offset_counts(device: str) -> None:
-    """No bit of seed or offset is lost: all masks differ."""
+    """Each bit of seed and offset counts: changing one bit changes the mask."""
     bits = [int64(1 << i & 0xFFFFFFFF, 1 << i >> 32) for i in range(64)]
     seeds = [torch.tensor([bit, 0]) for bit in bits] + [torch.tensor([0, bit]) for bit in bits]
     masks = {tuple(dropout_mask(64, 0.5, seed, device).tolist()) for seed in seeds}
@@ -151,7 +151,7 @@ def test_position_is_the_place_in_memory(
 
 @pytest.mark.parametrize("p", [1e-3, 0.1, 0.3, 0.5, 0.9, 1 - 2**-14])
 def test_rate_and_scale(device: str, p: float) -> None:
-    """T of 65536 values keep an element, which is then multiplied by 65536 / T: E[y] is a."""
+    """T of 65536 values keep an element, and the scale is 65536 / T, so E[y] = a."""
     n, kept_values = 2**20, round((1 - p) * 65536)
     x = torch.ones(n, dtype=torch.float64, device=device)
     output = act_reg(x, "identity", p=p, seed=2).output
@@ -168,7 +168,7 @@ def test_p_too_small_to_drop_anything(device: str) -> None:
 
 
 def test_p_of_one(activation: dict[str, Any], device: str) -> None:
-    """Everything is dropped, and the penalty on the activation stays."""
+    """p = 1 drops every element; the penalty on the activation does not change."""
     x = table.random_inputs(torch.float32, device, wide=False)
     output, penalty = act_reg(x, **activation, p=1.0, l1=1.0, l2=1.0)
     assert torch.equal(output, torch.zeros_like(x))
@@ -198,7 +198,7 @@ def test_nothing_is_drawn_without_need(device: str, options: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("p", [1e-9, 0.3, 1.0])
 def test_seed_none_draws_as_the_reference(dtype: torch.dtype, p: float) -> None:
-    """On the CPU; for CUDA see test_cuda.py."""
+    """On the CPU only: test_cuda.py tests the draws on a GPU."""
     x = torch.ones(1000, dtype=dtype)
     outputs, states = [], []
     for function in (act_reg, reference.act_reg):
@@ -238,7 +238,7 @@ def independence(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("distance", [1, 2, 7, 8, 64, 1024, 16384])
 def test_elements_are_independent(device: str, distance: int) -> None:
     mask = dropout_mask(2**18, 0.5, 77, device)
-    assert independence(mask[:-distance], mask[distance:]) < 20  # by chance above it: 0.0002
+    assert independence(mask[:-distance], mask[distance:]) < 20  # chance of more: 0.0002
 
 
 @pytest.mark.parametrize(

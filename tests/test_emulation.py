@@ -1,4 +1,4 @@
-"""The CUDA kernels on the emulated device (make emulate): launches, grids, orders, captures."""
+"""The CUDA kernels on the emulated device of `make emulate`: launches, grids, captures."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tests import table
 if not hasattr(torch.ops.actreg_emulation, "configure"):
     pytest.skip("runs on the emulated device (make emulate)", allow_module_level=True)
 
-# Around what a thread, a warp and a block take at a time. From 8192 elements on the emulated device
-# has large tiles, a GPU from 2^21 on.
+# Lengths around the elements of a thread, a warp and a block. Large tiles begin at 8192 elements on
+# the emulated device, and at 2^21 on a GPU.
 LENGTHS = [1, 255, 256, 257, 2047, 2048, 2049, 8191, 8192, 8193, 3 * 8192 + 259]
 emulation = torch.ops.actreg_emulation
 
 
 def configure(multiprocessors: int = 2, order: int = 2) -> list[int]:
-    """Change how the device runs.
+    """Set the number of multiprocessors and the order in which threads and blocks run.
 
-    Returns the launches, the memsets and the allocations so far, and the temporaries in use.
+    Returns [launches, memsets, allocations] so far, and the number of temporaries in use.
     """
     return emulation.configure(multiprocessors, order)
 
@@ -39,7 +39,7 @@ def device_as_it_was() -> Iterator[None]:
 
 @pytest.mark.parametrize("n", LENGTHS)
 def test_grid_and_order_change_no_bit(dtype: torch.dtype, n: int) -> None:
-    """One block or many, and whichever comes last."""
+    """The results are the same for any number of blocks, and whichever block ends last."""
     x, dy = torch.randn(2, n).to(dtype)
     results = []
     for multiprocessors in (0, 1, 50):
@@ -55,7 +55,7 @@ def test_grid_and_order_change_no_bit(dtype: torch.dtype, n: int) -> None:
 @pytest.mark.parametrize("n", [1, 5000, 3 * 8192 + 259])
 @pytest.mark.parametrize("p", [0.0, 0.5])
 def test_no_penalty(dtype: torch.dtype, n: int, p: float) -> None:
-    """Then the sums are left out; the penalty is 0 all the same, even of infinities."""
+    """Without coefficients the kernel computes no sums; the penalty is 0 even for infinities."""
     x = torch.randn(n).to(dtype)
     with_sums, without = (act_reg(x, "relu", l1=l1, p=p, seed=1) for l1 in (1.0, 0.0))
     assert torch.equal(with_sums.output, without.output)
@@ -65,18 +65,18 @@ def test_no_penalty(dtype: torch.dtype, n: int, p: float) -> None:
 
 
 def test_blocks_side_by_side() -> None:
-    """Each launch finds another tensor's parts in the workspace, and has to bring its own."""
+    """Each launch finds the partial sums of another tensor in the workspace, and ignores them."""
     xs = torch.randn(2, 5 * 4096 + 3)
     configure(multiprocessors=0)
     expected = [act_reg(x, "identity", l1=1.0, l2=1.0).penalty for x in xs]
     for order in range(2, 30):
-        configure(2, order)  # a grid of four blocks, all of which are resident
+        configure(2, order)  # a grid of four blocks, which run side by side
         for x, penalty in zip(xs, expected, strict=True):
             assert torch.equal(act_reg(x, "identity", l1=1.0, l2=1.0).penalty, penalty)
 
 
 def test_more_parts_than_the_workspace_has() -> None:
-    """A part is then several tiles, which one block sums."""
+    """If there are more tiles than places for partial sums, one block sums several tiles."""
     x = torch.rand(4096 * 2048 + 5000, dtype=torch.float64) - 0.5
     penalties = []
     for multiprocessors in (1, 2000):
@@ -88,13 +88,13 @@ def test_more_parts_than_the_workspace_has() -> None:
 
 def test_one_launch_each_way() -> None:
     x = torch.randn(9000, requires_grad=True)
-    act_reg(x, "relu")  # the stream's workspace is zeroed once
+    act_reg(x, "relu")  # the first call of a stream zeroes its workspace
     before = configure()
     result = act_reg(x, "relu", l1=1.0, p=0.5)
     assert configure() == [before[0] + 1, *before[1:]]
     for outputs, gradients in (
         ([result.output], [torch.ones_like(x)]),
-        ([result.output], [torch.ones(()).expand_as(x)]),  # as of y.sum()
+        ([result.output], [torch.ones(()).expand_as(x)]),  # the gradient of y.sum()
         ([result.penalty], [torch.ones(())]),
         (list(result), [torch.ones_like(x), torch.ones(())]),
     ):
@@ -104,7 +104,7 @@ def test_one_launch_each_way() -> None:
 
 
 def test_one_gradient_for_all(dtype: torch.dtype) -> None:
-    """As y.sum() gives it: read, not written out."""
+    """A gradient with strides 0, as y.sum() gives, has the same result as a dense one."""
     x = torch.randn(5000, dtype=dtype, requires_grad=True)
     one = torch.tensor(0.5, dtype=dtype).expand_as(x)
     ours, theirs = (
@@ -135,7 +135,7 @@ def test_a_capture_has_a_workspace_of_its_own_until_its_graph_is_gone() -> None:
     act_reg(x, "relu")
     emulation.destroy_graphs()
     made = []
-    for _ in range(3):  # the first may find a spare one, the second not, the third does
+    for _ in range(3):  # only the second capture must allocate; the first may find one
         before = configure()
         emulation.begin_capture()
         for _ in range(2):
@@ -143,7 +143,7 @@ def test_a_capture_has_a_workspace_of_its_own_until_its_graph_is_gone() -> None:
         emulation.end_capture()
         after = configure()
         assert after[0] == before[0] + 2
-        assert after[1] - before[1] == after[2] - before[2]  # zeroed once
+        assert after[1] - before[1] == after[2] - before[2]  # each new workspace is zeroed once
         made.append(after[2] - before[2])
         if len(made) == 2:
             emulation.destroy_graphs()
@@ -171,7 +171,7 @@ def test_the_first_call_of_a_process_is_captured() -> None:
 
 
 def test_streams_that_come_and_go() -> None:
-    """Only the first 256 streams keep memory, and all penalties are right."""
+    """Only the first 256 streams keep a workspace, and all penalties are right."""
     x = torch.randn(300)
     expected = act_reg(x, "relu", l1=1.0).penalty
     before = configure()
@@ -181,8 +181,8 @@ def test_streams_that_come_and_go() -> None:
     after = configure()
     assert after[2] - before[2] <= 256 and after[3] <= 1
     launches, memsets, *_ = (b - a for a, b in zip(before, after, strict=True))
-    assert launches == 600 and memsets >= 600 - 256  # a temporary one is zeroed at each call
-    emulation.use_stream(1)  # which was there before, and has its own
+    assert launches == 600 and memsets >= 600 - 256  # a temporary workspace is zeroed in each call
+    emulation.use_stream(1)  # this stream was there before, so it has a workspace
     before = configure()
     act_reg(x, "relu")
     assert configure() == [before[0] + 1, *before[1:]]
@@ -195,7 +195,7 @@ def test_streams_that_come_and_go() -> None:
 
 
 def test_sizes_after_one_another() -> None:
-    """The workspace is left as the next launch needs it, whatever its grid."""
+    """Each launch leaves the workspace ready for the next one, for any grid."""
     for n in (20_000, 1, 4096, 0, 50_000):
         x = torch.randn(n)
         for p in (0.0, 0.5):

@@ -1,8 +1,9 @@
-"""Every number of float32, against float64: what a GPU's approximate instructions return.
+"""Every float32 number on a GPU, and a sample on the CPU, compared with float64.
 
-Values, and slopes as backward has them from x and, where it keeps the output, from y. They are
-held to Note [The rule], in bins of three octaves, as wide as there. One ulp more is allowed: the
-largest error of all numbers is larger than that of some.
+The reason is a GPU's approximate instructions. The test compares values, slopes from x, and slopes
+from y if the backward keeps the output. The limits are those of Note [The rule] plus one ulp,
+because the largest error of all numbers is larger than the largest error of a sample. A bin is
+three octaves.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from actreg_ext import _C, ops, reference
 from actreg_ext.functional import act_reg
 from tests import table, tolerance
 
-OCTAVE = 2**23  # numbers of float32 with the same sign and exponent; 255 octaves are finite
+OCTAVE = 2**23  # float32 numbers with one sign and exponent; 255 octaves are finite
 BIN = 3  # octaves
-STRIDE = 65537  # on the CPU: odd, so that the last bits are any
-# The activations with approximate instructions come first, as the time may end.
+STRIDE = 65537  # on the CPU; odd, so that the last bits vary
+# Activations with approximate instructions come first, in case the device time ends.
 FIRST = ("gelu", "silu", "tanh", "sigmoid", "softplus", "mish", "gelu_tanh")
 VARIANTS = sorted(table.PLAIN, key=lambda variant: variant["activation"] not in FIRST)
 
 
 def slopes(variant: dict[str, Any], x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Ours, as backward has them from dy = 1."""
+    """The operator's slopes: its gradients for dy = 1, from x and, if it is kept, from y."""
     values = {**actreg_ext.activations()[variant["activation"]], **variant}
     name, parameters = values.pop("activation"), tuple(values.values())
     given = {"slope": x}
@@ -44,10 +45,10 @@ def slopes(variant: dict[str, Any], x: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 def sizes_of(truth: Tensor, octave: int) -> Tensor:
-    """What an ulp is measured at: where a slope changes its sign, the largest one nearby.
+    """The numbers whose ulp is the unit of the error: |truth|, or the largest |truth| nearby.
 
-    There its ulp shrinks, and the errors of the terms that make it do not. `octave` says how many
-    of the numbers there are in one.
+    The latter is used where a slope changes its sign, as in Note [The rule]. `octave` is the count
+    of tested numbers in an octave.
     """
     cells = truth.view(-1, max(octave // 64, 1))
     reach = math.ceil(octave / 3 / cells.shape[1])
@@ -61,7 +62,7 @@ def sizes_of(truth: Tensor, octave: int) -> Tensor:
 
 
 def errors(variant: dict[str, Any], x: Tensor, octave: int) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Of values and slopes: our errors in ulps, and eager PyTorch's."""
+    """The errors in ulps of values and slopes: (what, ours, eager PyTorch's)."""
     true, narrow = tolerance.true_jet(variant, x), x.clone().requires_grad_()
     eager = reference.act_reg(narrow, **variant).output
     (eager_slope,) = torch.autograd.grad(eager.sum(), narrow)
@@ -71,12 +72,12 @@ def errors(variant: dict[str, Any], x: Tensor, octave: int) -> Iterator[tuple[st
         theirs, truth = (eager_slope, true.slope) if of_slope else (eager.detach(), true.value)
         numbers, sizes = tolerance.Numbers(truth, torch.zeros_like(truth)), sizes_of(truth, octave)
         a, b = (tolerance.errors(t, numbers, sizes) for t in (ours, theirs))
-        is_finite = b.isfinite()  # else eager PyTorch overflows or makes a NaN, and so may we
+        is_finite = b.isfinite()  # eager PyTorch's overflow or NaN excuses ours
         yield what, a.where(is_finite, 0.0), b.where(is_finite, 0.0)
 
 
 def check(variant: dict[str, Any], chunks: Iterator[Tensor], octave: int) -> None:
-    """The worst of each bin is found on the device; nothing waits for it before the end."""
+    """Assert the rule in each bin. The GPU finds each bin's worst error without waiting."""
     found: dict[str, list[Tensor]] = {}
     for x in chunks:
         for what, ours, theirs in errors(variant, x, octave):
@@ -120,6 +121,6 @@ ON: list[Any] = [
 def test_float32(
     variant: dict[str, Any], on: tuple[str, Callable[[], Iterator[Tensor]], int]
 ) -> None:
-    """All finite ones where there is a GPU."""
+    """All finite numbers on a GPU, some on the CPU."""
     _, chunks, octave = on
     check(variant, chunks(), octave)

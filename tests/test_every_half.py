@@ -1,8 +1,8 @@
-"""Every finite number of float16 and bfloat16: output and gradient against the truth, one by one.
+"""Every finite number of float16 and bfloat16: output and gradient, one by one.
 
-The error at each x may be twice that of eager PyTorch at the same x, plus one ulp of the exact
-result: Note [The rule] with bins of one number, and without its allowance for where the slope
-changes its sign.
+The error at each x may be at most twice the error of eager PyTorch at the same x, plus one ulp of
+the exact result. That is Note [The rule] with bins of one number, and without its exception for
+places where the slope changes its sign.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests import table, tolerance
 
 @cache
 def numbers(dtype: torch.dtype) -> Tensor:
-    """All of them that are finite, sorted."""
+    """All finite numbers of the dtype, sorted."""
     x = torch.arange(-(2**15), 2**15, dtype=torch.int16, device="cpu").view(dtype)
     return x[x.isfinite()].sort().values
 
@@ -42,11 +42,11 @@ def test_every_number(variant: dict[str, Any], dtype: torch.dtype, device: str) 
     for ours, eager, truth in zip(
         results(act_reg), results(reference.act_reg), truths, strict=True
     ):
-        # The nearest number is right in any case; what is not the nearest is judged.
+        # A result that is the number nearest to the truth is right; only the rest is compared.
         at = (ours.detach().cpu() != truth.to(dtype)).nonzero().flatten()
         if not len(at):
             continue
         exact = tolerance.Numbers(truth[at], torch.zeros_like(truth[at]))
         judged = (result.detach().cpu()[at] for result in (ours, eager))
-        size = exact.high.abs().clamp(min=torch.finfo(dtype).smallest_normal)  # 0 has an ulp too
+        size = exact.high.abs().clamp(min=torch.finfo(dtype).smallest_normal)  # also for 0
         tolerance.assert_accurate(*judged, exact, size, x[at].tolist(), 1)

@@ -1,7 +1,7 @@
-"""What of the CUDA backend shows without a GPU: its registration, its checks, fake tensors, graphs.
+"""The CUDA backend without a GPU: registration, checks, fake tensors and graphs, but no numbers.
 
-Everything but numbers. Gradients come from the node itself, `output.grad_fn`: torch's engine asks
-for the streams of a device, and there may be none.
+A gradient is computed by calling the node `output.grad_fn`. torch's autograd engine cannot be used,
+because it needs the streams of a device.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ OPERATORS = (
     *RANDOM,
     *("backward", "backward_bits", "curvature"),
 )
-SEEDS = [None, 3, 2**63 + 1, "cpu", "cuda"]  # the last two: a tensor there
+SEEDS = [None, 3, 2**63 + 1, "cpu", "cuda"]  # "cpu", "cuda": a tensor on that device
 
 
 @pytest.fixture
 def fake() -> Iterator[FakeTensorMode]:
-    """No tensor has data, and any device will do."""
+    """Make all tensors fake: they have no data, so they may be on any device."""
     with FakeTensorMode(shape_env=ShapeEnv()) as mode:
         yield mode
 
@@ -51,7 +51,7 @@ def tensor(layout: str = "contiguous", dtype: torch.dtype = torch.float32) -> Te
 
 
 def symbolic(fake: FakeTensorMode) -> Tensor:
-    """A matrix whose sizes are symbols."""
+    """A fake matrix with symbolic sizes."""
     with unset_fake_temporarily():
         real = torch.empty(3, 4, device="meta")
     return torch.empty_like(fake.from_tensor(real), device="cuda")
@@ -74,20 +74,20 @@ def described(t: Tensor) -> tuple[Any, ...]:
 
 
 def gradient(result: ActRegOutput) -> Tensor:
-    """The gradient of the sum of both, from dy in contiguous order."""
+    """The gradient of output.sum() + penalty, with a contiguous dy."""
     dy = torch.ones_like(result.output, memory_format=torch.contiguous_format)
     with torch.no_grad():
         return result.output.grad_fn(dy, torch.ones_like(result.penalty))
 
 
 def calls(graph: Graph) -> list[Node]:
-    """The operator's calls in a graph, without those that make the state of a mask."""
+    """The calls of our operators in a graph, without rng_state."""
     called = [node for node in graph.nodes if str(node.target).startswith("actreg.")]
     return [node for node in called if node.target is not ops.rng_state]
 
 
 def compiled(f: Callable[..., Any], *inputs: Tensor) -> tuple[Any, Graph]:
-    """What f returns under torch.compile, and the one graph that AOTAutograd makes of it."""
+    """The results of f under torch.compile, and its forward graph."""
     backend = AotEagerAndRecordGraphs()
     results = torch.compile(f, backend=backend, fullgraph=True)(*inputs)
     (module,) = backend.fw_graphs
@@ -139,7 +139,7 @@ def test_output_and_gradient_are_laid_out_as_the_input(
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_seeds(dtype: torch.dtype, seed: Any, p: float) -> None:
-    """Backward finds the mask's state on the GPU, wherever the seed was."""
+    """The backward gets {seed, offset} on the GPU, wherever the seed was."""
     x = tensor(dtype=dtype).requires_grad_()
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
@@ -226,7 +226,7 @@ DEVICES: dict[str, tuple[str, Change, str]] = {
         "a gradient is on cpu and input on cuda:0",
     ),
 }
-if torch.cuda.device_count() != 1:  # of one GPU fake tensors know that there is no other
+if torch.cuda.device_count() != 1:  # with one GPU torch knows that there is no other
     DEVICES["rng_state on another GPU"] = (
         "forward forward_bits forward_ backward backward_bits curvature",
         lambda a: {"rng_state": a["rng_state"].to("cuda:1")},
@@ -294,7 +294,7 @@ BITS: dict[str, tuple[str, Change, str]] = {
 
 
 def arguments(name: str) -> dict[str, Any]:
-    """Good ones, for each operator."""
+    """Valid arguments of each operator."""
     x = torch.empty(3, 4, device="cuda")
     given = {
         "dy": torch.empty_like(x),
@@ -321,7 +321,7 @@ def arguments(name: str) -> dict[str, Any]:
 
 
 def run_kernel(name: str, given: dict[str, Any]) -> Any:
-    """Call the CUDA kernel itself, which would go on to allocate memory and launch."""
+    """Call the CUDA kernel directly: if its checks pass, it allocates memory and launches."""
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     return getattr(ops, name).redispatch(keys, **given)
 
@@ -337,7 +337,7 @@ def each_operator(table: dict[str, tuple[str, Change, str]]) -> pytest.MarkDecor
 
 @each_operator(DEVICES | OTHERS | SHAPES | BITS)
 def test_kernels_refuse(name: str, change: Change, says: str) -> None:
-    """Before anything happens on the device."""
+    """Bad arguments raise before anything happens on the device."""
     given = arguments(name)
     given |= change(given)
     with pytest.raises((ValueError, TypeError), match=says):
@@ -347,14 +347,14 @@ def test_kernels_refuse(name: str, change: Change, says: str) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they would run, on tensors without data")
 @pytest.mark.parametrize("name", OPERATORS)
 def test_kernels_accept(name: str) -> None:
-    """Good arguments pass all checks: what is missing is the device."""
+    """Valid arguments pass all checks, so the error is the missing device."""
     with pytest.raises(RuntimeError, match="CUDA error|NVIDIA driver"):
         run_kernel(name, arguments(name))
 
 
 @each_operator(OTHERS)
 def test_fake_tensors_are_refused_alike(name: str, change: Change, says: str) -> None:
-    """But for the state in backward: compiled autograd traces it with a placeholder."""
+    """Fake tensors raise alike, except for the backward's state, which may be a placeholder."""
     given = arguments(name)
     if "rng_state" in says and "forward" not in name:
         getattr(ops, name)(**given | change(given))
@@ -366,7 +366,7 @@ def test_fake_tensors_are_refused_alike(name: str, change: Change, says: str) ->
 
 @each_operator({what: row for what, row in DEVICES.items() if "dpenalty" not in what})
 def test_torch_refuses_fake_tensors_of_two_devices(name: str, change: Change, says: str) -> None:
-    """Before the operator is asked (but lets tensors of no dimensions be anywhere)."""
+    """torch itself raises first, except for 0-d tensors, which may be on any device."""
     given = arguments(name)
     given |= change(given)
     with pytest.raises(RuntimeError, match="device"):
@@ -379,7 +379,7 @@ def test_torch_refuses_fake_tensors_of_two_devices(name: str, change: Change, sa
 @pytest.mark.parametrize("sizes", ["static", "symbolic"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_make_fx(fake: FakeTensorMode, seed: Any, sizes: str) -> None:
-    """One operator forward, one backward, and the state of the mask between them."""
+    """The graph has one forward, one backward, and the state of the mask between them."""
 
     def f(x: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
@@ -395,11 +395,11 @@ def test_make_fx(fake: FakeTensorMode, seed: Any, sizes: str) -> None:
     assert state.meta["val"].device == backward.meta["val"].device == x.device
     assert backward.meta["val"].stride() == x.stride()
     assert all(is_symbol(n) == (sizes == "symbolic") for n in backward.meta["val"].shape)
-    assert not fake.shape_env.guards  # the graph is one for all sizes
+    assert not fake.shape_env.guards  # one graph serves all sizes
 
 
 def test_make_fx_of_two_draws() -> None:
-    """Each call draws, and each gradient has the mask of its own forward."""
+    """Each call draws a seed, and each gradient uses the seed of its own forward."""
 
     def f(x: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
@@ -415,7 +415,7 @@ def test_make_fx_of_two_draws() -> None:
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_compile(seed: Any, dynamic: bool) -> None:
-    """Two calls, with two draws if there is no seed; the state of the mask on the GPU."""
+    """Two calls draw two seeds if seed=None; the state of the mask is on the GPU."""
 
     def f(x: Tensor) -> list[Tensor]:
         return [*act_reg(x, l1=0.1, p=0.5, seed=given), *act_reg(x, l1=0.1, p=0.5, seed=given)]
@@ -437,7 +437,7 @@ def test_compile(seed: Any, dynamic: bool) -> None:
 
 
 def test_compile_of_forward_and_backward() -> None:
-    """AOTAutograd leaves the operators and the layouts as they are."""
+    """AOTAutograd does not change the operators and the layouts."""
 
     def f(x: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
         attributes = ("gelu", [], 0.5, False, None, "mean", [0, 2, 3, 1])
@@ -515,7 +515,7 @@ def test_without_kernels_no_graph_has_the_operator(no_kernels: None) -> None:
 
 
 def test_without_kernels_no_warning_under_compile(no_kernels: None) -> None:
-    """A warning would be an error here."""
+    """No warning under torch.compile: this test would fail with it."""
     x = tensor()
     results, _ = compiled(lambda x: tuple(act_reg(x, p=0.5)), x)
     assert described(results[0]) == described(x)

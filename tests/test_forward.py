@@ -1,4 +1,4 @@
-"""The output of every activation, in every dtype and setting, against the truth."""
+"""The output of every activation, in every dtype and setting, by Note [The rule]."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_penalties_leave_the_output_alone(
 
 
 def test_module_stands_for_its_name() -> None:
-    """An nn.Module given as activation is the name and parameters that it stands for."""
+    """A torch.nn module as activation gives the same result as its name and parameters."""
     x = table.random_inputs(torch.float32, "cpu")
     for module, named in {
         torch.nn.LeakyReLU(0.2): {"activation": "leaky_relu", "negative_slope": 0.2},

@@ -1,4 +1,4 @@
-"""act_reg_: the output in the place of the input, under autograd's rules for that."""
+"""act_reg_: the output overwrites the input, under autograd's rules for in-place operations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIONS: dict[str, Any] = dict(l1=0.5, p=0.3, reduction="sum", seed=3)
 
 
 def linear(x: Tensor) -> Tensor:
-    """Something with a gradient whose result may be overwritten."""
+    """An operation with a gradient, whose result may be overwritten."""
     return x * 1
 
 
@@ -61,7 +61,7 @@ def test_layouts(layout: str) -> None:
     [
         ("relu", {}),
         ("relu", OPTIONS),
-        ("relu", {"l2": 0.5}),  # the output is kept
+        ("relu", {"l2": 0.5}),  # keeps the output
         ("relu", {"l2": 0.5, "p": 0.3, "penalty_on": "output", "seed": 1}),
         ("identity", {"p": 0.3, "seed": 1}),
         ("leaky_relu", {"p": 0.3, "seed": 1}),
@@ -69,7 +69,7 @@ def test_layouts(layout: str) -> None:
     ],
 )
 def test_gradients(name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
-    """The first and, with create_graph, the second."""
+    """The first gradient and, with create_graph=True, the second."""
     x = torch.randn(1000).to(dtype).requires_grad_()
     dy = torch.randn(1000).to(dtype).requires_grad_()
     ours, theirs = (f(linear(x), name, **options) for f in (act_reg_, act_reg))
@@ -83,7 +83,7 @@ def test_gradients(name: str, options: dict[str, Any], dtype: torch.dtype) -> No
 
 
 def test_views() -> None:
-    """Through a copy: what was written into the view reaches the base, with its gradient."""
+    """A view is computed through a copy; the base gets the values and the gradient."""
     x = torch.randn(6, 4, requires_grad=True)
     results = []
     for f in (act_reg_, act_reg):
@@ -98,12 +98,12 @@ def test_views() -> None:
 def test_what_others_saved_is_protected() -> None:
     x = torch.randn(8, requires_grad=True)
     h = linear(x)
-    saved = h.exp() * h  # keeps h
+    saved = h.exp() * h  # exp keeps its output, * keeps h
     act_reg_(h, "relu")
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         saved.sum().backward()
     y = linear(x)
-    penalty = act_reg_(y, "relu", l2=0.5).penalty  # keeps y
+    penalty = act_reg_(y, "relu", l2=0.5).penalty  # act_reg_ keeps y
     act_reg_(y, "relu")
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         penalty.backward()
@@ -132,7 +132,7 @@ def test_where_the_output_tells_the_slope(name: str, dtype: torch.dtype) -> None
     x = torch.randn(100).to(dtype).requires_grad_()
     options: dict[str, Any] = dict(activation=name, l1=0.5, l2=0.25)
     h = linear(x)
-    if dtype in table.HALF_TYPES:  # there it has too few digits
+    if dtype in table.HALF_TYPES:  # in a half type y has too few digits, so the input is kept
         with pytest.raises(RuntimeError, match=f"'{name}' in {dtype} needs the input"):
             act_reg_(h, **options)
         return
@@ -186,7 +186,7 @@ def test_transforms() -> None:
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("name", ["relu", "gelu"])
 def test_compiled(backend: str, name: str) -> None:
-    """Where backward needs the input too."""
+    """Compiled calls work even if the backward needs the input."""
 
     def f(x: Tensor, operator: Any = act_reg_) -> ActRegOutput:
         return operator(linear(x), name, l1=0.5, p=0.3, seed=1)
@@ -227,11 +227,11 @@ def test_the_generator_does_not_move_for_nothing(refused: str) -> None:
 
 
 def test_no_memory_is_allocated() -> None:
-    """But for bits and numbers."""
-    from benchmarks.memory import peak_bytes  # as the benchmark counts it
+    """act_reg_ allocates only bits and a few numbers."""
+    from benchmarks.memory import peak_bytes  # the benchmark's way to count
 
     x, device = torch.randn(1 << 16), torch.get_default_device().type
-    numbers = 2 * 512 if device == "cuda" else 64  # where each is a block of its own
+    numbers = 2 * 512 if device == "cuda" else 64  # CUDA gives each 512 bytes
     with torch.no_grad():
         assert peak_bytes(lambda: act_reg_(x, "gelu", **OPTIONS), device) <= numbers
     h = linear(x.requires_grad_())
@@ -241,16 +241,16 @@ def test_no_memory_is_allocated() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"activation": "relu"},  # bits are kept
+        {"activation": "relu"},  # keeps bits
         {"activation": "relu", "p": 0.5, "seed": 3},
-        {"activation": "relu", "l2": 0.1},  # the output is kept
+        {"activation": "relu", "l2": 0.1},  # keeps the output
         {"activation": "tanh"},
         {"activation": "identity", "p": 0.5, "seed": 3},
     ],
     ids=str,
 )
 def test_a_hook_that_raises_leaves_the_input(options: dict[str, Any]) -> None:
-    """Nothing is written before everything is kept."""
+    """The input is not overwritten before all tensors for the backward are saved."""
 
     def refuse(_: Tensor) -> Tensor:
         raise ValueError("no")
@@ -270,7 +270,7 @@ def test_a_hook_that_raises_leaves_the_input(options: dict[str, Any]) -> None:
 
 
 def test_under_transforms() -> None:
-    """Through a copy: a view of the input is still needed after it was overwritten."""
+    """Transforms go through a copy, because they still need the input after the call."""
     x = torch.randn(4, 3)
 
     def gradient(f: Any) -> Tensor:
@@ -292,7 +292,7 @@ def test_under_transforms() -> None:
 
 @pytest.mark.parametrize("compiles", [False, True])
 def test_through_a_copy_the_mask_is_that_of_the_input(compiles: bool) -> None:
-    """A strided tensor counts in row-major order, and its copy by PyTorch in memory order."""
+    """The copy of a strided input has the mask of row-major order, as the input itself."""
     f = torch.compile(act_reg_, backend="aot_eager") if compiles else act_reg_
     base = torch.randn(6, 8)
     x = torch._neg_view(base.clone()).t()[:, ::2]

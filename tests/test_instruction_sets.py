@@ -1,4 +1,4 @@
-"""The kernels for AVX-512, AVX2 and the baseline: one build, chosen at run time, alike."""
+"""The kernels for AVX-512, AVX2 and the baseline: chosen at run time, with equal results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 OPTIONS: dict[str, Any] = dict(l1=0.5, l2=0.25, p=0.3, reduction="sum", seed=7)
 LENGTHS = (1, 3, 8, 17, 500, 1025, 16385, 100_003)
 
-# Runs under one ATEN_CPU_CAPABILITY and writes what it gets.
+# Runs with one value of ATEN_CPU_CAPABILITY and saves the results.
 WORKER = """
 import sys, torch
 from actreg_ext import _C, dropout_mask
@@ -40,7 +40,7 @@ torch.save({
 
 
 class Row(NamedTuple):
-    """One row of the table, with what torch computes by the same instructions."""
+    """One row of the table, with the results of torch in the same process."""
 
     x: Tensor
     dy: Tensor
@@ -85,7 +85,7 @@ def run(capability: str | None, path: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """The worker's results: for the machine's best, and for each set below it."""
+    """The worker's results for the best instruction set of this machine and each lower one."""
     path = tmp_path_factory.mktemp("instruction_sets") / "results.pt"
     best = run(None, path)
     below = built()[built().index(best["ours"]) + 1 :]
@@ -98,7 +98,7 @@ def test_all_sets_are_built() -> None:
 
 
 def test_the_set_in_use(runs: dict[str, dict[str, Any]]) -> None:
-    """The best that torch has found the processor to have, and no better than was asked for."""
+    """The set in use is the best one of the processor, limited by ATEN_CPU_CAPABILITY."""
     assert "DEFAULT" in runs
     for asked, found in runs.items():
         limit = found["torch's"] if found["torch's"] in built() else "DEFAULT"
@@ -132,7 +132,7 @@ def test_sums_do_not_depend_on_threads(runs: dict[str, dict[str, Any]]) -> None:
 
 
 def vector_objects(tmp_path: Path) -> list[Path]:
-    """The objects of the build; where there are none, as after `pip install .`, new ones."""
+    """The object files of the build; new ones if there are none, as after `pip install .`."""
     objects = list(ROOT.glob("build/torch-*/csrc/cpu/avx*.o"))
     if objects:
         return objects
@@ -145,9 +145,10 @@ def vector_objects(tmp_path: Path) -> list[Path]:
 
 
 def test_vector_code_stays_in_its_files(tmp_path: Path) -> None:
-    """No weak symbol: the linker keeps one copy for everybody, and it may be one for AVX-512.
+    """The object files define no weak symbols, and call no C++ functions of other files.
 
-    Nor may these files rely on C++ functions of others, which would be weak there or here.
+    The linker keeps one copy of a weak symbol for all files. That copy may contain AVX-512
+    instructions, and then crashes on a processor without them.
     """
     nm = shutil.which("nm") or shutil.which("llvm-nm")
     assert nm, "this test reads object files with nm: install binutils"

@@ -1,4 +1,4 @@
-"""What is kept for backward: as little as possible, and enough for the same gradient."""
+"""What is kept for the backward: as little as possible, but enough for the same gradient."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DROPS = {"p": 0.3}
 OF_Y = {"p": 0.3, "penalty_on": "output"}
 POSITIVE = {"min_val": 0.5, "max_val": 2.0}
 WIDE = "output (half: input)"
-# What act_reg keeps for these arguments, as repr says it.
+# (what act_reg keeps, as in the repr; activation; other arguments)
 KEPT: list[tuple[str, str, dict[str, Any]]] = [
     *[("bits", "relu", {**penalty, **p}) for penalty in (NONE, L1) for p in (NONE, DROPS, OF_Y)],
     *[("bits", name, {**L1, **DROPS}) for name in ("relu6", "hardsigmoid")],
@@ -71,7 +71,7 @@ KEPT: list[tuple[str, str, dict[str, Any]]] = [
     ("input", "threshold", {"threshold": -0.5, "value": 0.0, **L1}),
     *[("input", name, NONE) for name in ("gelu", "elu", "softsign", "relu_squared", "hardswish")],
 ]
-# Of what is kept as the output: where the slope is another function's.
+# Activations whose slope from the output differs in rounding from the slope from the input.
 INEXACT = ("sigmoid", "logsigmoid", "tanh", "softplus")
 ROWS = pytest.mark.parametrize(("kept", "name", "options"), KEPT, ids=table.describe)
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -83,7 +83,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def packed(call: Callable[[], object]) -> list[Tensor]:
-    """The tensors that autograd keeps."""
+    """The tensors that autograd saves during the call."""
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         call()
@@ -105,7 +105,8 @@ def test_bytes(kept: str, name: str, options: dict[str, Any], dtype: torch.dtype
     tensors = packed(lambda: results.append(act_reg(x, name, **options)))
     kept = in_dtype(kept, dtype)
     of_x = {"input": x.nbytes, "output": x.nbytes, "bits": 17, "nothing": 0}[kept]  # 129 bits
-    # With bits the mask is in them, if no dropped element has a gradient and no slope is off.
+    # If a dropped element has no gradient, its bit is 0. Then the bits contain the mask and no seed
+    # is kept. Not so with a penalty on the activation, and for leaky_relu, whose slope is never 0.
     is_marked = kept == "bits" and name != "leaky_relu"
     is_marked &= not options.get("l1") or options.get("penalty_on") == "output"
     draws = options.get("p", 0) > 0 and not is_marked
@@ -142,7 +143,7 @@ def test_gradient_is_that_of_the_input(
     shape: tuple[int, ...],
     dtype: torch.dtype,
 ) -> None:
-    """Bit for bit wherever the slope is the same function, also for a dy of another layout."""
+    """The gradient equals the gradient from the input, in every bit if not INEXACT or rounded."""
     x = LAYOUTS[layout](torch.randn(shape).to(dtype)).detach().requires_grad_()
     dense = x.contiguous() if layout == "strided" else x
     dy, seed = torch.randn(x.shape).to(dtype), torch.tensor([5, 0])
@@ -167,7 +168,7 @@ def test_gradient_is_that_of_the_input(
         reference.memory_order(x),
     )
     kept = in_dtype(kept, dtype)
-    if kept == "output" and (p > 0 or name in INEXACT):  # s * a is rounded, or the slope another's
+    if kept == "output" and (p > 0 or name in INEXACT):  # y is rounded, or see INEXACT
         rounding = 4 * torch.finfo(dtype).eps
         assert_close(dx, expected, rtol=rounding, atol=rounding * float(expected.abs().max()))
     else:
@@ -182,7 +183,7 @@ def test_every_length(n: int, options: dict[str, Any], dtype: torch.dtype) -> No
     both = [
         table.gradient(f(x, "relu", seed=1, **options), x, dy) for f in (act_reg, reference.act_reg)
     ]
-    eps = torch.finfo(dtype).eps  # eager multiplies dy before it is added to
+    eps = torch.finfo(dtype).eps  # eager rounds s * dy before the sum
     assert_close(*both, rtol=4 * eps, atol=4 * eps)
 
 
@@ -196,7 +197,7 @@ def test_infinite_gradients_stop_where_the_slope_is_0() -> None:
 
 @pytest.mark.parametrize("seed", [None, 3])
 def test_the_second_derivative_is_there_and_0(seed: int | None) -> None:
-    """As of torch.relu: backward of a gradient does not fail where it does not depend on x."""
+    """As for torch.relu, the second derivative is 0, and computing it does not raise."""
     x = torch.randn(8, requires_grad=True)
     for f in (torch.relu, lambda x: act_reg(x, "relu", l1=0.5, p=0.5, seed=seed).output):
         (dx,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
@@ -214,7 +215,7 @@ def test_the_second_derivative_is_there_and_0(seed: int | None) -> None:
 
 @pytest.mark.parametrize("changed", ["input", "output"])
 def test_what_is_not_kept_may_be_modified(changed: str) -> None:
-    """As by `out += identity` in a residual block."""
+    """For example, `out += identity` in a residual block modifies the output."""
     leaf = torch.randn(64, requires_grad=True)
     gradients = []
     for change in (0.0, 1.0):
@@ -227,7 +228,7 @@ def test_what_is_not_kept_may_be_modified(changed: str) -> None:
 
 @pytest.mark.parametrize("name", ["relu", "relu6", "threshold", "hardtanh", "hardsigmoid"])
 def test_a_nan_counts_as_positive(name: str) -> None:
-    """The one place where bits and L1 differ from the input."""
+    """With bits and L1, the gradient at NaN is the one of a positive number."""
     parameters = {"threshold": {"threshold": 0.5, "value": 0.0}, "hardtanh": POSITIVE}.get(name, {})
     x = torch.tensor([torch.nan, 1.0], requires_grad=True)
     y, penalty = act_reg(x, name, l1=0.5, reduction="sum", **parameters)
@@ -258,7 +259,7 @@ def test_modification_of_a_kept_output_is_noticed() -> None:
 
 
 def test_a_deep_network_keeps_less() -> None:
-    """A stack of linear layers, whose own inputs are our outputs: beside them only bits."""
+    """Between linear layers, which keep our outputs as their inputs, ActReg adds only bits."""
     width, depth = 64, 6
 
     def kept(make: Callable[[], nn.Module]) -> int:
@@ -272,11 +273,11 @@ def test_a_deep_network_keeps_less() -> None:
         }
         return sum(storages.values())
 
-    activations = depth * 32 * width * 4  # the linear layers' inputs
+    activations = depth * 32 * width * 4  # bytes of the linear layers' inputs
     assert kept(lambda: ActReg("relu", l1=0.1, p=0.3)) == activations + depth * (
         32 * width // 8 + 16
     )
-    # y, the last one's too: as much as torch's tanh keeps, which has no penalty.
+    # Plus the output of the last ActReg, which no linear layer keeps. nn.Tanh keeps as much.
     for name in ("relu", "tanh", "softplus"):
         assert kept(lambda name=name: ActReg(name, l1=0.1, l2=0.1)) == activations + 32 * width * 4
     assert kept(nn.Tanh) == activations + 32 * width * 4
@@ -292,7 +293,7 @@ def test_a_deep_network_keeps_less() -> None:
     ids=table.describe,
 )
 def test_second_derivatives_from_the_output(variant: dict[str, Any], layout: str) -> None:
-    """Through y, and back to x by the forward's own node."""
+    """Second derivatives with a kept output equal those of the reference."""
     base = torch.randn(2, 3, 4, 6, dtype=torch.float64) * 3
     x = LAYOUTS[layout](base).detach().requires_grad_()
     dy = torch.randn_like(x, requires_grad=True)
@@ -306,7 +307,7 @@ def test_second_derivatives_from_the_output(variant: dict[str, Any], layout: str
 
 
 def test_a_penalty_is_not_off_however_small() -> None:
-    """Where it is divided by s."""
+    """The tiniest l2 stays on, although the kernel divides it by s."""
     x = torch.ones(8, dtype=torch.float64, requires_grad=True)
     y, penalty = act_reg(x, "relu", l2=5e-324, reduction="sum", seed=1, **OF_Y)
     (y.sum() + penalty).backward()

@@ -1,4 +1,4 @@
-"""The layers: who may include what, where formulas may stand, and how long a file may be."""
+"""The layers: which file may include what, which may hold formulas, and how long it may be."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[1]
 NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh"))
 PACKAGE_ROOT = ROOT / "actreg_ext"
 PACKAGE = sorted(PACKAGE_ROOT.rglob("*.py"))
-STANDARD = r"[a-z_0-9]+"  # a header of C++ itself has neither a slash nor a dot
+STANDARD = r"[a-z_0-9]+"  # a header of C++'s library: no slash, no dot
 
-# layer -> what its files may include in quotes and in angle brackets
+# layer -> patterns of what its files may include: (in quotes, in angle brackets)
 MAY_INCLUDE = {
     "core": (r"core/\w+\.h", STANDARD),
     "cpu": (r"(core|cpu)/\w+\.h", rf"{STANDARD}|immintrin\.h|arm_neon\.h"),
@@ -30,7 +30,7 @@ MAY_INCLUDE = {
 TRANSCENDENTAL = r"\b(exp|exp2|expm1|log|log1p|log2|tanh|erf|erfc|pow|sqrt)f?\("
 # The files of the package that may name mathematical functions of torch.
 WITH_MATHS = ("reference.py", "torch_activations.py")
-# Names of torch that only a formula needs.
+# Functions and methods of torch that only a formula needs.
 MATHS = set(
     "exp expm1 log log1p sigmoid tanh erf erfc sqrt rsqrt pow abs square sign sgn where clamp clip "
     "maximum minimum relu dropout bernoulli rand randn randint functional special".split()
@@ -42,7 +42,7 @@ def relative(path: Path) -> str:
 
 
 def code_of(path: Path) -> list[str]:
-    """The lines that are code: no empty ones, no comments, no docstrings."""
+    """The lines of code: without empty lines, comments and docstrings."""
     lines = path.read_text().splitlines()
     if path.suffix == ".py":
         for node in ast.walk(ast.parse("\n".join(lines))):
@@ -56,7 +56,7 @@ def code_of(path: Path) -> list[str]:
 
 
 def test_there_are_layers() -> None:
-    """So that no test here passes for want of files."""
+    """The other tests here must not pass because there are no files."""
     assert {path.parent.name for path in NATIVE} >= {"core", "cpu", "torch"}
     assert {path.parent.name for path in NATIVE} <= MAY_INCLUDE.keys()
     assert len(NATIVE) > 15 and len(PACKAGE) > 8
@@ -183,7 +183,7 @@ def test_a_circle_of_imports_is_found(module: str, planted: str) -> None:
 
 
 def test_the_doctor_needs_nothing() -> None:
-    """It has to run where torch or the extension is missing, so it imports them later."""
+    """The doctor runs even without torch or the extension, so its top must not import them."""
     tree = ast.parse((ROOT / "actreg_ext" / "doctor.py").read_text())
     imported = {
         name.name.split(".")[0]
@@ -198,5 +198,5 @@ def test_the_doctor_needs_nothing() -> None:
     "path", [p for p in NATIVE + PACKAGE if p.name != "activations.h"], ids=relative
 )
 def test_files_are_short(path: Path) -> None:
-    """Lines of code; the list of the activations may be as long as it has to."""
+    """At most 220 lines of code. Only the list of activations may be longer."""
     assert len(code_of(path)) <= 220

@@ -1,4 +1,4 @@
-"""Every layout of a tensor: dense ones are walked in memory order and kept, others made so."""
+"""Layouts: a dense tensor is read in memory order and keeps it; any other is copied first."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def make(layout: str, dtype: torch.dtype, device: str) -> Tensor:
 
 
 def strides(x: Tensor) -> list[int]:
-    """The strides that place an element: that of a dimension of size 1 means nothing."""
+    """The strides of the dimensions larger than 1: other strides have no effect."""
     return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("p", [0.0, 0.5])
 def test_results(dtype: torch.dtype, device: str, layout: str, p: float) -> None:
-    """The values are those of the same numbers one after another in memory order."""
+    """The results equal those for the same numbers in a 1-d tensor in memory order."""
     x = make(layout, dtype, device).requires_grad_()
     result = act_reg(x, "silu", p=p, l1=0.5, l2=0.25, seed=4)
     order = result.output.dim_order()
@@ -114,7 +114,7 @@ def test_gradient_of_another_layout(device: str, layout: str, gradient: str) -> 
 
 @pytest.mark.parametrize("n", [1, 7, 1023, 1024, 1025, 16385])
 def test_nothing_outside_is_read_or_written(dtype: torch.dtype, device: str, n: int) -> None:
-    """A view in the midst of a buffer: its neighbours neither count nor change."""
+    """x is a view in the middle of a buffer: its neighbours are not read and not written."""
     buffer = torch.full((n + 2,), float("nan"), dtype=dtype, device=device)
     x = buffer[1:-1].fill_(1.0).detach().requires_grad_()
     output, penalty = act_reg(x, "identity", p=0.0, l1=1.0, reduction="sum")
@@ -133,7 +133,7 @@ def test_the_input_is_left_alone(dtype: torch.dtype, device: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_second_derivative_of_a_tensor_that_is_not_dense(dtype: torch.dtype) -> None:
-    """Its mask is that of the forward, whatever the conversions in between."""
+    """The second derivative has the forward's mask, although x is copied in between."""
     leaf = torch.randn(8, 6, dtype=dtype, requires_grad=True)
     seconds = []
     for function in (act_reg, reference.act_reg):
@@ -145,7 +145,7 @@ def test_second_derivative_of_a_tensor_that_is_not_dense(dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_saved_tensors_may_come_back_with_other_strides(order: int) -> None:
-    """Hooks that offload what is saved promise values, not strides."""
+    """Hooks for saved tensors may return other strides: only the values must be the same."""
     start = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     gradients = []
     for pack in (Tensor.contiguous, lambda x: x):

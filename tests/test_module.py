@@ -1,4 +1,4 @@
-"""ActReg and collect_penalty: what is kept from the forward to the loss, and what is not."""
+"""ActReg and collect_penalty: which penalties reach the loss, and how often."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_several_modules_and_one_in_two_places() -> None:
     model = nn.ModuleDict({"a": nn.Sequential(ActReg(**L1), shared), "b": shared})
     x = torch.ones(2)
     model["b"](model["a"](x))
-    assert collect_penalty(model) == 6  # three forwards of two ones
+    assert collect_penalty(model) == 6  # three forwards of two modules
 
 
 def test_a_part_of_a_model() -> None:
@@ -84,7 +84,7 @@ def test_a_part_of_a_model() -> None:
 
 
 def test_gradients_reach_the_parameters() -> None:
-    """The loss with collect_penalty has the gradients of the loss written by hand."""
+    """The gradients equal those of a loss without ActReg, written by hand."""
     model, x = network(), torch.randn(3, 4)
     first, _, last = model
     torch.manual_seed(4)
@@ -136,14 +136,14 @@ def test_an_empty_collection() -> None:
 
 @pytest.fixture
 def no_garbage_collection() -> Iterator[None]:
-    """What is freed has to be freed by counting references."""
+    """Objects must be freed by reference counting, not by the garbage collector."""
     gc.disable()
     yield
     gc.enable()
 
 
 def test_no_graph_outlives_the_loss(no_garbage_collection: None) -> None:
-    """The node saves its input, so that the input tells whether the node is alive."""
+    """The graph's node saves its input, so a freed input proves that the node is freed."""
     layer = ActReg("gelu", **L1)
     hidden = torch.ones(1000, requires_grad=True) * 2
     output, saved = layer(hidden), weakref.ref(hidden)
@@ -231,7 +231,7 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 def test_what_a_transform_leaves_is_dropped(transform: Callable[..., Any]) -> None:
-    """After the transform its numbers mean nothing: neither a value without a gradient, nor 0."""
+    """After a transform its penalty has no meaning: collecting raises, instead of returning it."""
     model = nn.Sequential(ActReg("gelu", l1=1.0), ActReg("gelu", l1=1.0))
     x = torch.randn(3, 4)
     model(x)
@@ -258,7 +258,7 @@ def test_collecting_inside_a_transform(transform: Callable[..., Any]) -> None:
 
 
 def test_copies() -> None:
-    """A copy has the settings, and nothing of what is pending; the original keeps that."""
+    """A copy has the settings, but no pending penalty; the original keeps its penalty."""
     layer = ActReg("elu", l1=0.5, l2=0.25, p=0.0, reduction="sum", alpha=0.7)
     layer(torch.ones(3, requires_grad=True))
     for copied in copies(layer):
@@ -322,13 +322,13 @@ def test_dtypes_may_mix() -> None:
 def test_a_device_without_kernels_gets_the_reference(
     default_device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With one warning for each kind of device, and the same results."""
+    """The reference computes, with one warning per device type and the same results."""
     x = torch.randn(100, requires_grad=True)
-    torch.set_default_device(None)  # a mode, which would stand between act_reg and its caller
+    torch.set_default_device(None)  # as a mode it would be act_reg's caller
     expected = reference.act_reg(x, "elu", l1=0.5, p=0.5, seed=3, alpha=0.7)
     monkeypatch.setattr(functional, "_DEVICES", frozenset({"meta"}))
     monkeypatch.setattr(functional, "_warned", set())
-    # CPU tensors take the short way; this one does not say what it is.
+    # act_reg tests is_cpu before the device type; False makes it look at _DEVICES.
     monkeypatch.setattr(Tensor, "is_cpu", False)
     with pytest.warns(UserWarning, match=f"no kernel for {default_device}") as caught:
         results = [act_reg(x, "elu", l1=0.5, p=0.5, seed=3, alpha=0.7) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""The penalty: its value and accuracy, the reductions, and that threads do not change it."""
+"""The penalty: its value and accuracy, the reductions, the same bits with any threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests import table, tolerance
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
 def test_value(dtype: torch.dtype, device: str, p: float) -> None:
-    """All activations and settings together: the error of a single sum is a matter of luck."""
+    """The errors of all activations together: the error of one sum may be small by luck."""
     x = table.random_inputs(dtype, device, wide=False)
     calls = [(v, s) for v in table.VARIANTS for s in table.SETTINGS if s["p"] == p]
     ours, eager = (
@@ -71,7 +71,7 @@ def test_l2_has_no_half(device: str) -> None:
 
 @pytest.mark.parametrize("penalty_on", ["activation", "output"])
 def test_penalty_on(device: str, penalty_on: str) -> None:
-    """On the output it counts what dropout leaves, by dropout's factor s."""
+    """A penalty on the output counts the kept elements, multiplied by s."""
     x = torch.full((1024,), -3.0, device=device, requires_grad=True)
     options = dict(p=0.25, l1=0.5, l2=0.25, reduction="sum", seed=1, penalty_on=penalty_on)
     output, penalty = act_reg(x, "identity", **options)
@@ -89,7 +89,7 @@ def test_penalty_on(device: str, penalty_on: str) -> None:
 def test_sums_of_many_halves_are_exact(
     device: str, dtype: torch.dtype, l1: float, l2: float
 ) -> None:
-    """2^22 numbers, summed to 1e-6: far beyond what the sum's own dtype could hold."""
+    """2^22 half-precision numbers are summed with a relative error below 1e-6."""
     x = torch.randn(2**22, device=device).to(dtype)
     t = x.double()
     for p in (0.0, 0.5):
@@ -112,7 +112,7 @@ def test_threads_do_not_matter(threads: None, dtype: torch.dtype, n: int) -> Non
 
 
 def test_the_penalty_alone_and_the_output_alone(device: str) -> None:
-    """Either result can be used without the other."""
+    """The gradient is right if only one of the two results is used."""
     x = table.random_inputs(torch.float32, device, wide=False).requires_grad_()
     both, output, penalty = (
         table.gradient(act_reg(x, "gelu", l1=0.5, reduction="sum"), x, dy, dpenalty)

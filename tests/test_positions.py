@@ -1,7 +1,7 @@
-"""The order of positions is an argument: strides of copies never decide what a gradient is.
+"""The backward gets the order of positions as an argument, so copies cannot change the mask.
 
-Autograd, functorch, Inductor and hooks hand over copies whose strides differ from those of the
-tensor that forward saw.
+Autograd, functorch, Inductor and hooks give the backward copies whose strides differ from those of
+the tensor that the forward saw.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def loss(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
 
 
 def test_inductor_distinguishes_memory_formats() -> None:
-    """The second format finds the graph of the first in the cache only if it may use it."""
+    """The second memory format must not get the cached graph of the first."""
     x = torch.randn(1, 3, 7, 7)
     for memory_format in FORMATS:
         torch._dynamo.reset()
@@ -48,7 +48,7 @@ def test_inductor_distinguishes_memory_formats() -> None:
 
 @pytest.mark.filterwarnings("ignore:Your compiler for AOTAutograd")
 def test_compiled_graphs_name_the_order() -> None:
-    """Forward and backward, so that a cache of graphs sees it."""
+    """The order is in the graphs of forward and backward, so a cache of graphs sees it."""
     x = torch.randn(1, 3, 7, 7)
     orders = []
     for memory_format in FORMATS:
@@ -67,7 +67,7 @@ SAMPLES = {
     "inner batch": lambda: torch.randn(5, 4, 3).permute(2, 1, 0),
     "negated": lambda: torch._neg_view(torch.randn(3, 4, 5).transpose(1, 2)),
 }
-KEPT: list[dict[str, Any]] = [  # the output, the input and bits
+KEPT: list[dict[str, Any]] = [  # cases that keep the output, the input and bits
     {"activation": "relu", "l2": 0.3, "penalty_on": "output"},
     {"activation": "identity", "l2": 0.3, "penalty_on": "output"},
     {"activation": "leaky_relu", "l1": 0.3, "penalty_on": "output"},
@@ -120,8 +120,8 @@ def test_memory_order() -> None:
     }
     for order, x in orders.items():
         assert reference.memory_order(x) == order
-        assert reference.memory_order(x[..., ::2]) == ()  # is copied to the row-major order
-    # A dimension of size 1 stands where its stride says, as in channels_last.
+        assert reference.memory_order(x[..., ::2]) == ()  # not dense, so counted in row-major order
+    # The stride of a dimension of size 1 decides where it is in the order, as in channels_last.
     x = torch.randn(2, 3, 1, 5).to(memory_format=torch.channels_last)
     assert reference.memory_order(x) == (0, 2, 3, 1)
     assert act_reg(x).output.stride() == x.stride()

@@ -1,6 +1,6 @@
-"""Random programs around act_reg, the same ones in every run: see tests/programs.py for the rule.
+"""Random programs around act_reg, checked by the rule in tests/programs.py.
 
-`make fuzz` goes on with other programs for as long as it is told.
+Every run tests the same programs. `make fuzz` tests other ones for as long as you tell it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("nothing_compiled_yet")
 
 
 def some(programs: int) -> settings:
-    """The same programs in every run, on every machine."""
+    """The first programs of one family: the same in every run, on every machine."""
     return settings(
         max_examples=programs,
         derandomize=True,

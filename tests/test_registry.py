@@ -1,4 +1,4 @@
-"""The registry, and everything that has to know every activation or every name of the module."""
+"""Everything that lists all activations, or all names of _C, agrees with the registry."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from actreg_ext.nn import ActReg
 from tests import exact, table
 
 ROOT = Path(__file__).parents[1]
-# What PyTorch's activations are that ours are not: with learnable or random parameters, not
-# elementwise, or with a name of their own here.
+# Activations of torch.nn that we do not have: they have learnable or random parameters, or are not
+# elementwise.
 NOT_OURS = {"PReLU", "RReLU", "Softmax", "Softmax2d", "LogSoftmax", "Softmin", "GLU"}
 NOT_OURS |= {"MultiheadAttention"}
-# What the signatures of PyTorch's modules have besides the parameters of the function.
+# Arguments of torch.nn's modules that are not parameters of the activation.
 NOT_PARAMETERS = {"inplace", "approximate", "min_value", "max_value", "args", "kwargs"}
 
 
@@ -37,7 +37,7 @@ def test_every_activation_has_its_formula_in_the_tests() -> None:
 
 
 def test_every_activation_is_documented() -> None:
-    """In docs/activations.md, in the registry's order, with parameters, defaults and module."""
+    """docs/activations.md has all activations in order, with parameters, defaults and module."""
     lines = (ROOT / "docs" / "activations.md").read_text().splitlines()
     documented = [re.findall(r"`([^`]+)`|\|", line) for line in lines if re.match(r"\| `", line)]
     expected = []
@@ -59,7 +59,7 @@ def test_public_activations_are_the_registry() -> None:
 
 @pytest.mark.parametrize("name", table.NAMES)
 def test_parameters_are_torchs(name: str) -> None:
-    """The names and defaults of torch.nn.functional's function and of torch.nn's module."""
+    """Parameters and defaults are those of torch.nn.functional's function and torch.nn's module."""
     function, module = reference.ACTIVATIONS[name]
     defaults = _C.activations()[name]
     if module is not None:
@@ -82,9 +82,9 @@ def test_every_activation_of_torch_is_here() -> None:
 
 @pytest.mark.parametrize("name", [n for n, (_, m) in reference.ACTIVATIONS.items() if m])
 def test_modules_are_taken(name: str) -> None:
-    """An instance of torch.nn's class is the name with the instance's parameters."""
+    """An instance of torch.nn's class means its name and its parameters."""
     _, module = reference.ACTIVATIONS[name]
-    (variant, *_) = table.variants(name)[::-1]  # with other parameters, where there are any
+    (variant, *_) = table.variants(name)[::-1]  # the variant with other parameters, if any
     parameters = {k: v for k, v in variant.items() if k != "activation"}
     assert repr(ActReg(module(**parameters))) == repr(ActReg(**variant))
 
@@ -111,7 +111,7 @@ def test_the_door_makes_tuples() -> None:
     x = torch.randn(4)
     made = _C.forward(ActRegOutput, x, None, "relu", (), 0.0, False, 0.0, 0.0, "sum")
     assert type(made) is ActRegOutput and torch.equal(made.output, x.relu())
-    assert {made: 1} == {ActRegOutput(*made): 1}  # a tuple made by hand may lack its hash
+    assert {made: 1} == {ActRegOutput(*made): 1}  # C++ builds the tuple, so check hash too
     with pytest.raises(TypeError, match="type must be a subclass of tuple, got list"):
         _C.forward(list, x, None, "relu", (), 0.0, False, 0.0, 0.0, "sum")  # type: ignore[type-var]
 
@@ -129,7 +129,7 @@ def test_build_info() -> None:
 
 
 def test_one_signature() -> None:
-    """The reference has act_reg's signature; the module has its options, in the same order."""
+    """The reference has act_reg's signature; ActReg has its options, in the same order."""
     ours = inspect.signature(functional.act_reg).parameters
     assert inspect.signature(reference.act_reg).parameters == ours
     module = dict(inspect.signature(ActReg).parameters)
@@ -139,7 +139,7 @@ def test_one_signature() -> None:
 
 @pytest.mark.parametrize("module", [actreg_ext, functional, actreg_ext.nn, reference])
 def test_examples_are_true(module: ModuleType) -> None:
-    """The examples in the docstrings, of which every public function and class has one."""
+    """The doctests pass, and every public function and class has one."""
     assert doctest.testmod(module).failed == 0
     for name in getattr(module, "__all__", ["act_reg", "philox"]):
         thing = getattr(module, name)

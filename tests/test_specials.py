@@ -1,7 +1,7 @@
-"""NaN, infinities, signed zeros, denormal numbers and kinks: what torch answers there.
+"""At NaN, infinities, signed zeros, denormal numbers and kinks the results are PyTorch's.
 
-PyTorch does not always agree with itself: its vectorised and its scalar loops differ (the gradient
-at NaN of elu or relu6), and so do its dtypes (gelu of infinity). Each of its answers is right.
+PyTorch may have several results: its vectorized and its scalar loops differ (for the gradient of
+elu or relu6 at NaN), and so do its dtypes (for gelu at infinity). Each of them counts as right.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Function = Callable[..., reference.ActRegOutput]
 
 
 def special_points(variant: dict[str, Any], dtype: torch.dtype, device: str) -> Tensor:
-    """Kinks with their neighbours on both sides, and the ends of the dtype's range."""
+    """The kinks, the next numbers on both sides, and the limits of the dtype."""
     info = torch.finfo(dtype)
     parameters = [value for name, value in variant.items() if name != "activation"]
     defaults = actreg_ext.activations()[variant["activation"]].values()
@@ -39,30 +39,30 @@ def special_points(variant: dict[str, Any], dtype: torch.dtype, device: str) -> 
 
 
 def evaluate(function: Function, x: Tensor, variant: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Output and slope."""
+    """The output and the slope at x."""
     x = x.detach().clone().requires_grad_()
     output = function(x, **variant).output
     return output.detach(), torch.autograd.grad(output.sum(), x)[0]
 
 
 def in_one_tensor(function: Function, x: Tensor, variant: dict[str, Any]) -> list[Tensor]:
-    """All numbers together with 63 copies of them, where vectorised loops are at work."""
+    """The results for x in a tensor of 64 copies, which vectorized loops compute."""
     return [result[: len(x)] for result in evaluate(function, x.repeat(64), variant)]
 
 
 def one_by_one(function: Function, x: Tensor, variant: dict[str, Any]) -> list[Tensor]:
-    """Each number in a tensor of its own, where the loop for the rest of a tensor is at work."""
+    """The results for each number in its own tensor, which the loop for the tail computes."""
     results = zip(*(evaluate(function, number, variant) for number in x.split(1)), strict=True)
     return [torch.cat(parts) for parts in results]
 
 
 def places(x: Tensor) -> list[Tensor]:
-    """Where PyTorch is asked: its CUDA kernels lose a NaN or the sign of a zero here and there."""
+    """x on the devices to ask PyTorch on: CUDA kernels lose some NaNs and signs of zeros."""
     return [x] if x.is_cpu else [x, x.cpu()]
 
 
 def is_answer(ours: Tensor, answer: Tensor) -> Tensor:
-    """Same NaN, same infinity or same number, if 1 % off: that tells the sides of a kink apart."""
+    """Whether both are NaN, or equal within 1 %, which is enough to tell the sides of a kink."""
     smallest = torch.finfo(ours.dtype).smallest_normal * torch.finfo(ours.dtype).eps
     return torch.isclose(ours.double(), answer.double(), 0.01, smallest, equal_nan=True)
 
@@ -89,7 +89,7 @@ PENALTIES = [{}, {"l1": 0.5}, {"l2": 0.125}, {"l1": 0.5, "l2": 0.125}]
 def second_derivative(
     function: Function, x: Tensor, variant: dict[str, Any], penalty: dict[str, float]
 ) -> Tensor:
-    """Of the sum of the outputs and the penalty."""
+    """The second derivative of output.sum() + penalty."""
     x = x.detach().clone().requires_grad_()
     outputs = function(x, **variant, **penalty, reduction="sum")
     (dx,) = torch.autograd.grad(sum(output.sum() for output in outputs), x, create_graph=True)
@@ -101,7 +101,7 @@ def second_derivative(
 def true_second_derivative(
     variant: dict[str, Any], x: float, l1: float = 0.0, l2: float = 0.0
 ) -> float:
-    """The same from the formulas. 1e50 stands for every larger x, being near the limit."""
+    """The same from exact.py. It uses 1e50 for any larger x, which is near enough to the limit."""
     parameters = {**actreg_ext.activations()[variant["activation"]], **variant}
     name = parameters.pop("activation")
     x = min(max(x, -1e50), 1e50)
@@ -109,9 +109,9 @@ def true_second_derivative(
     return float((1 + l1 * mpmath.sign(a)) * dda + 2 * l2 * (da * da + a * dda))
 
 
-# What is neither PyTorch's answer nor a limit. The slope of hardswish is (x + 1.5) / 3 at NaN, and
-# ours is that line's slope, PyTorch's 0. At softplus's threshold the slope is that of the curved
-# side, and so is ours; PyTorch's is 0.
+# (activation, x) where our second derivative is neither PyTorch's nor a limit. hardswish at NaN:
+# ours is 1/3, because the slope is (x + 1.5) / 3; PyTorch's is 0. softplus at its threshold: ours
+# is the one of the curved side; PyTorch's is 0.
 EXCEPTIONS = {("hardswish", "nan"), ("softplus", "20.0")}
 
 
@@ -124,14 +124,14 @@ def test_second_derivatives_are_torchs(
     penalty: dict[str, float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Or what the formulas say, where PyTorch's tails cancel to 0 or where PyTorch has NaN."""
+    """They are PyTorch's or those of exact.py: PyTorch's may cancel to 0 or be NaN."""
     # PyTorch's own hardsigmoid has no second derivative.
     hardsigmoid = (lambda x: F.relu6(x + 3) / 6, None)
     monkeypatch.setitem(reference.ACTIVATIONS, "hardsigmoid", hardsigmoid)
     sizes = torch.tensor([1e30, 1e4, 100.0, 20.0, 1e-30], dtype=torch.float64)
     x = special_points(variant, dtype, device)
     x = torch.cat([x, sizes.to(x), -sizes.to(x)])
-    many = x.repeat(64)  # where vectorised loops are at work
+    many = x.repeat(64)  # so that vectorized loops compute
     ours = second_derivative(act_reg, many, variant, penalty)[: len(x)]
     asked = [
         place.to(kind) for place in places(many) for kind in (dtype, torch.float32, torch.float64)
@@ -166,7 +166,7 @@ def test_zeros_have_torchs_sign(variant: dict[str, Any], dtype: torch.dtype, dev
     theirs = [
         evaluated(reference.act_reg, place.to(precision), variant)[0].to(x)
         for place in places(x)
-        for precision in (dtype, torch.float64)  # the sign of what only a half type rounds to 0
+        for precision in (dtype, torch.float64)  # a half type may round to 0
         for evaluated in (in_one_tensor, one_by_one)
     ]
     right = torch.stack([(a != 0) | (a.signbit() == ours.signbit()) for a in theirs]).any(0)
@@ -175,7 +175,7 @@ def test_zeros_have_torchs_sign(variant: dict[str, Any], dtype: torch.dtype, dev
 
 
 def test_every_lane_agrees(variant: dict[str, Any], dtype: torch.dtype, device: str) -> None:
-    """Whole vectors and the rest of a tensor give the same bits: it is one text for both."""
+    """Vectors and the tail of a tensor give the same bits."""
     x = special_points(variant, dtype, device)
     for whole, rest in zip(
         in_one_tensor(act_reg, x, variant), one_by_one(act_reg, x, variant), strict=True
@@ -185,12 +185,12 @@ def test_every_lane_agrees(variant: dict[str, Any], dtype: torch.dtype, device: 
 
 @pytest.mark.parametrize("dtype", table.HALF_TYPES, ids=table.describe)
 def test_halves_are_rounded_once(dtype: torch.dtype, device: str) -> None:
-    """To the nearest, ties to even: every number of the type, times 1.5, which makes many ties."""
+    """Results are rounded to nearest, ties to even: 1.5 times every number has many ties."""
     x = torch.arange(-(2**15), 2**15, dtype=torch.int16, device=device).view(dtype)
     output = act_reg(x, "leaky_relu", negative_slope=1.5).output
     expected = torch.where(x > 0, x, (x.float() * 1.5).to(dtype))
     torch.testing.assert_close(output, expected, rtol=0, atol=0, equal_nan=True)
-    number = ~x.isnan()  # what sign a NaN has is nobody's business
+    number = ~x.isnan()  # the sign of a NaN is unspecified
     assert torch.equal(output.signbit()[number], expected.signbit()[number])
 
 
@@ -202,7 +202,7 @@ both = pytest.mark.parametrize("function", [act_reg, reference.act_reg], ids=["f
 def test_dropped_is_zero(
     function: Function, dtype: torch.dtype, device: str, special: float
 ) -> None:
-    """A dropped infinity is 0, where multiplying with a mask makes it NaN."""
+    """A dropped infinity becomes 0, not NaN as in a multiplication by a mask."""
     x = torch.full((4096,), special, dtype=dtype, device=device, requires_grad=True)
     output, penalty = function(x, "identity", p=0.5, l1=1.0, l2=1.0, penalty_on="output", seed=1)
     kept = function(torch.ones_like(x), "identity", p=0.5, seed=1).output != 0
@@ -233,8 +233,8 @@ def test_everything_dropped(function: Function, dtype: torch.dtype, device: str)
         (INF, 0.5, 0.0, INF, 0.5),
         (-INF, 0.5, 0.0, INF, -0.5),
         (-INF, 0.0, 0.5, INF, -INF),
-        (NAN, 0.5, 0.0, NAN, 0.0),  # as torch.sgn
-        (1e30, 0.5, 0.0, 5e29, 0.5),  # and the sum of squares overflows
+        (NAN, 0.5, 0.0, NAN, 0.0),  # the gradient is 0 as torch.sgn(NaN)
+        (1e30, 0.5, 0.0, 5e29, 0.5),  # the sum of squares would overflow
         (1e30, 0.0, 0.5, INF, 1e30),
     ],
 )
@@ -250,7 +250,7 @@ def test_a_coefficient_of_zero_is_off(
 
 @pytest.mark.parametrize("dy", [INF, -INF, NAN])
 def test_flat_places_stop_every_gradient(variant: dict[str, Any], device: str, dy: float) -> None:
-    """As torch's relu: where the slope is 0, so is the gradient, whatever arrives."""
+    """Where the slope is 0 the gradient is 0, even if dy is not finite, as for torch's relu."""
     x = special_points(variant, torch.float32, device).requires_grad_()
     output = act_reg(x, **variant).output
     gradient = torch.full_like(x, dy)

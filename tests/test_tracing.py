@@ -1,4 +1,4 @@
-"""Every tracer of PyTorch sees a program that holds for other sizes, seeds and calls."""
+"""Programs traced by each tracer of PyTorch are right for other sizes, seeds and calls."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def penalty_of(reduction: str) -> Callable[[Tensor], Tensor]:
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 class TestAnotherSize:
-    """What was traced with 2 rows has the penalty of 8 rows."""
+    """A program traced with 2 rows has the right penalty for 8 rows."""
 
     def test_make_fx(self, reduction: str) -> None:
         f = penalty_of(reduction)
@@ -74,7 +74,7 @@ class Penalized(nn.Module):
 
 
 def gate(x: Tensor, w: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """The tokens of one expert: their number is data."""
+    """A gate on the tokens of one expert, whose number depends on the data."""
     g, v = (x[x[:, 0] > 0] @ w).chunk(2, -1)
     output, penalty = act_reg(g, **options)
     return output * v, penalty
@@ -105,7 +105,7 @@ class TestSizesThatAreData:
                     loss = output.square().sum() + penalty
                     results.append((output, penalty, *torch.autograd.grad(loss, w)))
                 assert_close(*results)
-            x = -torch.ones(3, 6)  # no token at all
+            x = -torch.ones(3, 6)  # selects no token
             assert_close(compiled(x, w, options), gate(x, w, options))
 
     @pytest.mark.parametrize("strict", [False, True])
@@ -122,7 +122,7 @@ class TestSizesThatAreData:
 
 
 def spread(t: Tensor) -> Tensor:
-    """The same values with other strides."""
+    """The same values with strides twice as large."""
     return torch.stack([t, t], -1)[..., 0]
 
 
@@ -132,7 +132,7 @@ HOOKS: dict[str, Callable[[], Any]] = {
     "other strides": lambda: saved_tensors_hooks(spread, lambda t: t),
     "save_on_cpu": save_on_cpu,
 }
-SAVED: list[dict[str, Any]] = [  # the input, the output, bits, bits and the mask, the mask
+SAVED: list[dict[str, Any]] = [  # these keep: input, output, bits, bits and seed, seed
     {"activation": "gelu", "l2": 0.1, "p": 0.3},
     {"activation": "tanh", "l1": 0.2},
     {"activation": "relu", "l1": 0.2},
@@ -141,7 +141,7 @@ SAVED: list[dict[str, Any]] = [  # the input, the output, bits, bits and the mas
 ]
 
 
-# Compiled autograd looks at the .grad of what is saved.
+# Compiled autograd reads the .grad of saved tensors, which warns.
 LOOKS = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 
@@ -149,7 +149,7 @@ LOOKS = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that 
 @pytest.mark.parametrize("options", SAVED, ids=lambda o: o["activation"])
 @pytest.mark.parametrize("hooks", HOOKS)
 def test_compiled_autograd(hooks: str, options: dict[str, Any]) -> None:
-    """What is saved is a placeholder while it traces, if there are hooks."""
+    """With hooks, compiled autograd traces with placeholders for the saved tensors."""
     x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_()
     gradients = []
     for is_compiled in (False, True):
@@ -183,7 +183,7 @@ def test_compiled_autograd_of_second_derivatives(options: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("options", SAVED[-3:], ids=lambda o: o["activation"])
 def test_hooks_around_a_compiled_function(options: dict[str, Any]) -> None:
-    """AOTAutograd hands what the hooks made to the operators themselves."""
+    """AOTAutograd passes the tensors that hooks return directly to the operators."""
     x = torch.randn(8, requires_grad=True)
 
     def f(x: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def test_a_seed_is_counted_up_after_the_call(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_integers_of_64_bits_are_seeds(backend: str) -> None:
-    """They vary without compiling again for each."""
+    """All 64-bit ints are seeds, and a new seed does not compile again."""
 
     def f(x: Tensor, seed: int) -> Tensor:
         return act_reg(x, "gelu", p=0.4, seed=seed).output
@@ -242,7 +242,7 @@ def twice(x: Tensor) -> tuple[Tensor, Tensor]:
 )
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_two_equal_calls_have_two_masks(f: Any, requires_grad: bool) -> None:
-    """AOTAutograd merges equal calls of operators."""
+    """Two equal calls draw two masks, although AOTAutograd merges equal calls of operators."""
     x = torch.ones(4, 250, requires_grad=requires_grad)
     traced = aot_function(f, nop, nop, partition_fn=min_cut_rematerialization_partition)
     first, second = traced(x)
@@ -253,7 +253,7 @@ def test_two_equal_calls_have_two_masks(f: Any, requires_grad: bool) -> None:
 
 
 class Counting(TorchDispatchMode):
-    """Sees every operator and changes nothing."""
+    """A mode that records every operator and changes nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ class Counting(TorchDispatchMode):
 
 
 def test_modes_that_watch_leave_the_source_of_the_seed() -> None:
-    """A checkpoint may repeat under such a mode what ran without: it has to draw alike."""
+    """A checkpoint may repeat a forward under such a mode, so both must draw the same seed."""
     x = torch.ones(8)
     with Counting() as mode:
         act_reg(x, p=0.5)

@@ -1,6 +1,6 @@
-"""docs/accuracy.md holds: no errors larger than those, as found by what found them (tools/ulp.py).
+"""No error is larger than docs/accuracy.md says. tools/ulp.py measures, as it did for that page.
 
-And tests/exact.cpp, by which they are found, agrees with exact.py.
+The test also compares tests/exact.cpp, which tools/ulp.py uses, with exact.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests import exact, table
 from tools import ulp, ulp_report
 
 PAGE = ulp_report.limits(ulp_report.PATH.read_text())
-LONGDOUBLE = 2.0**-11  # ulps of float64, in which exact.py's results are rounded
+LONGDOUBLE = 2.0**-11  # rounding error of exact.py's results, in ulps of float64
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,7 +27,7 @@ def library() -> None:
 
 
 def limits(kind: str, name: str) -> dict[str, str]:
-    """Of the kernels in use."""
+    """The row of docs/accuracy.md for the kernels in use."""
     return PAGE[f"{kind}, {_C.cpu_capability()}"][name]
 
 
@@ -37,7 +37,7 @@ def assert_within(founds: ulp.Founds, allowed: list[str]) -> None:
 
 
 def tried(x: float) -> Tensor:
-    """Floats that are in the table: x, which the error was found for, some near it and some far."""
+    """Floats that the page is about: x, where the largest error was found, some near, some far."""
     at = torch.tensor(x).view(torch.int32).long()
     others = torch.cat([torch.arange(-1000, 1001) + at, torch.arange(0, 2**32, 262147)])
     others = others % 2**32 // ulp.STRIDE * ulp.STRIDE
@@ -62,7 +62,7 @@ def test_slopes_from_the_output_are_as_accurate_as_documented(variant: dict[str,
     x = torch.cat([tried(float(row[place])) for place in ("at x =", "these at x =")])
     founds = ulp.measure_slopes(variant, x, ulp.results(variant, False, x, of_output=True))
     assert_within(founds, [row["ulps"], row["ulps of 1"]])
-    x.requires_grad_()  # and act_reg has these slopes
+    x.requires_grad_()  # act_reg has the same slopes
     (dx,) = torch.autograd.grad(act_reg(x, **variant).output.sum(), x)
     assert torch.equal(dx, ulp.results(variant, False, x.detach(), of_output=True)[1])
 
@@ -80,9 +80,9 @@ def test_other_dtypes_are_as_accurate_as_documented(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=table.describe)
 def test_errors_are_counted(activation: dict[str, Any], dtype: torch.dtype) -> None:
-    """Rounded results of many digits are off by half an ulp at most; three numbers on, by more."""
+    """The error counts as at most 1/2 ulp for rounded exact results, and as more 3 floats away."""
     x = table.random_inputs(dtype, "cpu", wide=False)[:: 8 if dtype == torch.float64 else 32]
-    x = x[x.abs() < 64]  # where exact.py has digits enough for the slope of tanh
+    x = x[x.abs() < 64]  # exact.py has too few digits for tanh's slope beyond
     name, parameters = ulp.parameters_of(activation)
     jets = exact.jets(name, parameters, tuple(x.tolist()))
     value, slope = (torch.from_numpy(jet.astype(float)).to(dtype) for jet in jets)
@@ -93,4 +93,4 @@ def test_errors_are_counted(activation: dict[str, Any], dtype: torch.dtype) -> N
         value, slope = value.nextafter(infinity), slope.nextafter(infinity)
     for found in ulp.measure(activation, x, (value, slope)):
         assert 2.5 - LONGDOUBLE <= found.worst <= 7 and found.at in x.tolist()
-        assert found.nearest <= 2  # near the zero of a slope
+        assert found.nearest <= 2  # compared with the nearest float
