@@ -1,12 +1,13 @@
-// The formulas of exact.py for every float there is: compiled, and in a number type whose own error
-// is far below an ulp of the results. A library for tools/ulp.py, which says what is measured.
-// Shares nothing with csrc: each activation as textbooks write it, but so that little cancels.
+// The formulas of exact.py, compiled, so that every float can be tested: a library for
+// tools/ulp.py. It computes in a number type whose own error is far below one ulp of the results.
+// It shares nothing with csrc: each activation is written as in textbooks, but so that little
+// cancels.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <string_view>
-#if __has_include(<quadmath.h>)  // GCC's on x86; elsewhere long double may be as long
+#if __has_include(<quadmath.h>)  // GCC on x86; elsewhere long double may be enough
 #include <quadmath.h>
 using Wide = __float128;
 static Wide sqrt(Wide x) { return sqrtq(x); }
@@ -26,7 +27,7 @@ namespace {
 template <class R>
 struct Point {
   R value, slope;
-  R size = 0;  // the slope's ulp is that of the larger of the slope and this
+  R size = 0;  // the slope's error is in ulps of max(|slope|, size)
 };
 
 template <class R>
@@ -48,7 +49,8 @@ template <class R>
 R softplus(R x) {
   return x > 0 ? x + log1p(exp(-x)) : log1p(exp(x));
 }
-// x * gate: where its slope changes its sign, the gate and what is added to it cancel.
+// x * gate. Where the slope changes its sign, its two terms cancel, so errors are in ulps of the
+// gate.
 template <class R>
 Point<R> gated(R x, R gate, R gate_slope) {
   return {x * gate, gate + x * gate_slope, gate};
@@ -140,13 +142,13 @@ const Row<R> kRows[] = {
     {"relu_squared", [](R x, Parameters) { return x > 0 ? P<R>{x * x, 2 * x} : P<R>{0, 0}; }},
 };
 
-// What was found in some results; tools/ulp.py has the same.
+// The errors found in some results; tools/ulp.py has the same struct.
 struct Error {
-  double worst, at;  // in ulps; for which x
-  int64_t nearest;   // results that are at most half an ulp off
+  double worst, at;  // the largest error in ulps, and its x
+  int64_t nearest;   // number of results that are at most half an ulp off
 };
-struct Format {                     // of the results
-  double least, greatest, epsilon;  // of powers of two, those that are normal; 1's ulp
+struct Format {                     // the dtype of the results
+  double least, greatest, epsilon;  // smallest and largest normal power of two; ulp of 1
 
   double ulp(double size) const {
     uint64_t bits;
@@ -160,7 +162,7 @@ struct Format {                     // of the results
 constexpr int kBlock = 512;
 template <class R>
 struct Truth {
-  R exact[2][kBlock], size[2][kBlock];  // of values and of slopes
+  R exact[2][kBlock], size[2][kBlock];  // [0]: values, [1]: slopes
 
   void put(int j, const Point<R>& a) {
     exact[0][j] = a.value, exact[1][j] = a.slope;
@@ -169,8 +171,9 @@ struct Truth {
   }
 };
 
-// Three quarters of all floats lie where a function is a straight line in every digit of R: so it
-// is between neighbours, `n` in a row, if its slope is the same at the first and at the last.
+// Whether the function is a straight line between x[0] and x[n - 1], in every digit of R. It is, if
+// the n floats are neighbours and the slopes at both ends are equal. That saves time: it is so for
+// three quarters of all floats.
 template <class R, class S>
 bool is_straight(const S* x, int n, const Point<R>& first, const Point<R>& last) {
   if (sizeof(S) != 4 || first.slope != last.slope || first.size != last.size) return false;
@@ -194,7 +197,7 @@ void find_truth(const Row<R>& row, const double* parameters, const S* x, int n, 
 template <class R, class S>
 void compare(const S* x, const S* got, const R* exact, const R* size, int n, const Format& format,
              Error& found) {
-  // Infinity is where the number after the largest would be; from half way on it is right.
+  // Infinity counts as the number after the largest one: it is right from half way between them on.
   const R infinity = std::numeric_limits<double>::infinity(), end = 2 * R(format.greatest);
   const R limit = end - R(format.greatest) * R(format.epsilon) / 2;
   R error[kBlock];
@@ -234,8 +237,8 @@ bool measure(const char* name, const double* parameters, const Format& format, i
 
 }  // namespace
 
-// Of `n` finite x and what was computed for them, adds what is found in y and in dx to `found`.
-// False if there is no activation of that name.
+// Compares the results y and dx for `n` finite x, and adds their errors to found[0] and found[1].
+// Returns false if there is no activation of that name.
 extern "C" bool measure_float32(const char* name, const double* parameters, const Format& format,
                                 int64_t n, const float* x, const float* y, const float* dx,
                                 Error* found) {

@@ -1,4 +1,4 @@
-// What the tests of this directory share: the count of checks, activations to try, ulps.
+// What the tests of this directory share: check(), the activations to test, ulps.
 #pragma once
 
 #include <algorithm>
@@ -10,14 +10,14 @@
 
 namespace actreg {
 
-// Prints one line.
+// Counts a check, and prints one line with its result.
 void check(bool ok, const std::string& what);
 
 void test_cuda();
 void test_kernels();
 void test_math();
 
-// Calls f(activation), those that have no defaults with values that are not special.
+// Calls f(activation) for each activation. A parameter without a default gets an ordinary value.
 template <class F>
 void for_each_usable_activation(F f) {
   for_each_activation([&](auto act) {
@@ -39,7 +39,7 @@ inline bool is_near(double got, double expected, double relative) {
   return std::fabs(got - expected) <= relative * (1 + std::fabs(expected));
 }
 
-// The distance of neighbouring numbers around x.
+// The distance between neighbouring numbers around x.
 inline double spacing(double x, int digits, int lowest) {
   const int exponent = x == 0 || !std::isfinite(x) ? lowest : std::max(std::ilogb(x), lowest);
   return std::ldexp(1.0, exponent - digits + 1);

@@ -1,5 +1,5 @@
-// Inputs of every dtype, and what the operator of core/operator.h makes of them, one element at a
-// time: what kernels are compared with.
+// Inputs of every dtype, and the expected results of the kernels. core/operator.h computes these
+// one element at a time.
 #pragma once
 
 #include <cmath>
@@ -16,7 +16,7 @@
 namespace actreg {
 
 template <class E>
-struct Format {  // of numbers: the mantissa's bits, with the hidden one; the smallest exponent
+struct Format {  // kDigits: bits of the mantissa with the hidden one; kLowest: smallest exponent
   using Scalar = E;
   static constexpr int kDigits = std::numeric_limits<E>::digits;
   static constexpr int kLowest = std::numeric_limits<E>::min_exponent - 1;
@@ -40,7 +40,7 @@ struct Format<Half> {
   using Scalar = float;
   static constexpr int kDigits = 11, kLowest = -14;
   static double decode(Half x) { return decode_bits(x.bits, 10, 15); }
-  static Half encode(double x) {  // of a normal number, towards zero
+  static Half encode(double x) {  // x must be normal; rounds towards zero
     const uint32_t bits = bits_of(static_cast<float>(x));
     return {
         static_cast<uint16_t>((bits >> 16 & 0x8000) | ((bits & 0x7FFFFFFF) - (112u << 23)) >> 13)};
@@ -56,7 +56,8 @@ struct Format<BFloat16> {
   }
 };
 
-// Elements on the heap, `shift` of them behind an aligned place, the last at the very end.
+// n elements on the heap that begin `shift` elements after an aligned address. The buffer ends with
+// the last element, so that sanitizers detect any access behind it.
 template <class E>
 class Array {
  public:
@@ -74,7 +75,7 @@ class Array {
   int shift_;
 };
 
-// What may be in the place of x.
+// The input that the kernel gets for x: x itself, or the output if backward reads the output.
 template <class Act>
 double argument(const Act&, double x) {
   return x;
@@ -84,12 +85,12 @@ double argument(const OfOutput<Act>& act, double x) {
   return static_cast<const Act&>(act)(x).value;
 }
 
-// Inputs, and what the operator of core/operator.h makes of them, one element at a time.
+// Inputs and expected results.
 template <class E>
 struct Expected {
   using S = typename Format<E>::Scalar;
   std::vector<E> x, dy;
-  std::vector<double> y, dx, size, l1, l2;  // l1, l2: sums of the elements before
+  std::vector<double> y, dx, size, l1, l2;  // l1[i], l2[i]: sums over the elements before i
 
   template <class Act>
   Expected(const Act& act, const Problem& problem, int64_t n, int64_t first_special = 0)
@@ -116,8 +117,8 @@ struct Expected {
   }
 };
 
-// Kernels contract a * b + c to one rounding where they can: a few epsilons. Of coarse numbers a
-// quarter of an ulp.
+// The error allowed besides rounding. Kernels may compute a * b + c with one rounding, which makes
+// a difference of a few epsilons. For 16-bit types, which compute in float, it is 1/4 ulp.
 template <class E>
 constexpr double kError =
     sizeof(E) == 2 ? std::ldexp(0.5, -Format<E>::kDigits)

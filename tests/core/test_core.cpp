@@ -1,5 +1,5 @@
-// Tests of csrc/core and csrc/cpu without torch, to be run under sanitizers (make sanitize): here
-// the random bits, the registry and the derivatives.
+// Tests of csrc/core and csrc/cpu without torch, for `make sanitize`. This file tests the random
+// bits, the registry and the derivatives.
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -15,7 +15,7 @@ namespace {
 
 int passed = 0, failed = 0;
 
-void test_philox() {  // the known answers of Random123
+void test_philox() {  // compares with the known answers of Random123
   const struct {
     uint64_t counter[4], key;
     uint32_t expected[4];
@@ -32,9 +32,9 @@ void test_philox() {  // the known answers of Random123
     for (int i = 0; i < 4; ++i) equal = equal && static_cast<uint32_t>(word[i]) == c.expected[i];
     check(equal, "philox4x32-10, a known answer");
   }
-  Dropout dropout(0.5);  // position 8 * 0x85a308d3243f6a88 + 5 is half 1 of word 2 of the third
+  Dropout dropout(0.5);  // position 8 * group + 5 reads half 1 of word 2
   dropout.seed = 0x299f31d0a4093822, dropout.offset = 0x0370734413198a2e;
-  const uint64_t group = 0x05a308d3243f6a88;  // 3 bits fewer: a position has 64
+  const uint64_t group = 0x05a308d3243f6a88;  // the third case's, 3 bits fewer: a position has 64
   uint64_t word[4] = {group & 0xFFFFFFFF, group >> 32, 0x13198a2e, 0x03707344};
   philox4x32_10(word, dropout.seed);
   check(random_bits(dropout, 8 * group + 5) == (word[2] >> 16 & 0xFFFF), "position of the bits");
@@ -52,7 +52,7 @@ void test_registry() {
         "an unknown name or number of parameters finds none");
 }
 
-// Central differences, whose own error is about 1e-10, away from the kinks.
+// Points away from kinks, for central differences, whose own error is about 1e-10.
 constexpr double kStep = 1e-5, kDifferenceError = 1e-8;
 std::vector<double> smooth_points() {
   std::vector<double> points;
@@ -88,7 +88,7 @@ void test_slopes_of_output() {
         const Jet<double> a = act(x);
         const Jet<Dual<double>> d = of_output(Dual<double>(a.value, 1));
         slope &= is_near(d.slope.value, a.slope, 1e-14) && d.value.value == a.value;
-        // By the chain rule, where y has not saturated.
+        // By the chain rule: d slope/dx = d slope/dy * dy/dx.
         const double change = act(Dual<double>(x, 1)).slope.derivative;
         curvature &= is_near(d.slope.derivative * a.slope, change, 1e-12);
       }

@@ -1,5 +1,5 @@
-// The CUDA kernels, on the emulated device, against the operator for one element; and that neither
-// the grid, the alignment nor the order of threads and blocks changes a bit.
+// The CUDA kernels on the emulated device, compared with the operator for one element. The results
+// must have the same bits for any grid, alignment and order of threads and blocks.
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -10,9 +10,9 @@
 namespace actreg {
 namespace {
 
-constexpr int64_t kTile = 8192;  // kTile / 4 for double, and for tensors below kTile elements
+constexpr int64_t kTile = 8192;  // kTile / 4 for double and for tensors shorter than kTile
 constexpr int64_t kLongest = kTile + 333;
-// A division is some of Newton's steps.
+// Larger than on the CPU, because the kernels divide by Newton's steps.
 template <class E>
 constexpr double kDeviceError = (sizeof(E) == 2 ? 1 : 4) * kError<E>;
 
@@ -44,7 +44,7 @@ Results<E> run(Problem problem, const Expected<E>& expected, int64_t n, int shif
   std::copy_n(expected.dy.begin(), n, dy.data());
   Results<E> results{Array<E>(n, shift), Array<E>(n, shift), {-1, -1}};
   const cuda::Launch launch{n, 0, multiprocessors, nullptr};
-  // Seed and offset by value, and left for backward.
+  // Forward gets seed and offset by value, and writes them to `state` for backward.
   int64_t state[2] = {0, 0};
   cuda::RandomState random;
   random.seed = problem.dropout.seed, random.offset = problem.dropout.offset;
@@ -74,7 +74,7 @@ bool agrees(const Problem& problem, const Expected<E>& expected, int64_t n, int 
     equal &= close(got.y.data()[i], expected.y[i]) && close(got.dx.data()[i], expected.dx[i]);
   }
   const double l1 = expected.l1[n], l2 = expected.l2[n];
-  // The expected sums are added up one after another, which costs half an ulp each time.
+  // The expected sums add one element at a time, which makes an error of half an ulp each time.
   const double error = kDeviceError<E> + n * std::numeric_limits<double>::epsilon() / 2;
   return equal && (!std::isfinite(l1) ||
                    (is_near(got.penalty[0], l1, error) && is_near(got.penalty[1], l2, error)));
@@ -100,7 +100,7 @@ void test_values(const char* element) {
   });
 }
 
-// Where y is in the place of x; only dx is looked at.
+// Backward from the output: y is the input of the kernel, and only dx is compared.
 template <class E>
 void test_output(const char* element) {
   for_each_usable_activation([&](auto act) {
@@ -150,7 +150,7 @@ void test_order(const char* element) {
   check(equal, "CUDA " + std::string(element) + ": the same bits for any grid and order");
 }
 
-// The penalty is 0, even of infinities, and the blocks tell each other nothing.
+// Without a penalty the sums are 0, even for infinities, and the workspace is not used.
 template <class E>
 void test_no_penalty(const char* element) {
   bool equal = true;
@@ -158,7 +158,7 @@ void test_no_penalty(const char* element) {
     Problem problem = problem_of<E>(p, false);
     problem.activation = Identity{};
     const int64_t n = kLongest;
-    const Expected<E> expected(Identity{}, problem, n, 0);  // infinities and NaN from the start on
+    const Expected<E> expected(Identity{}, problem, n, 0);  // with infinities and NaN
     static cuda::Workspace workspace{};
     Results<E> with = run(problem, expected, n, 0, 2, workspace);
     problem.penalty.is_weighted = true;

@@ -1,5 +1,5 @@
-// The kernels of every instruction set against the operator for one element.
-// Every buffer ends where its tensor ends, on the heap: reading or writing beyond is caught.
+// The kernels of every instruction set, compared with the operator for one element.
+// Every buffer ends with its tensor, so sanitizers detect any access beyond.
 #include <cstdio>
 #include <string>
 
@@ -40,7 +40,7 @@ bool agrees(const cpu::Kernels& kernels, Problem problem, const Expected<E>& exp
     return written(expected.dx);
   }
   const PenaltySums<double> sums = kernels.forward(problem, begin, n);
-  // Float accumulators take up to kBlock numbers each.
+  // A float accumulator adds up to kBlock numbers.
   const double error = (sizeof(E) == 2 ? kError<E> : 0) +
                        cpu::kBlock * std::numeric_limits<typename Format<E>::Scalar>::epsilon();
   const double l1 = expected.l1[n] - expected.l1[begin], l2 = expected.l2[n] - expected.l2[begin];
@@ -81,7 +81,7 @@ void test_kernels(const cpu::Kernels& kernels, const char* element) {
   });
 }
 
-// Where y is in the place of x.
+// Backward from the output: y is the input of the kernel.
 template <class E>
 void test_output(const cpu::Kernels& kernels, const char* element) {
   for_each_usable_activation([&](auto act) {
@@ -105,7 +105,7 @@ void test_output(const cpu::Kernels& kernels, const char* element) {
   });
 }
 
-// Of the elements from `begin` on: the bits that forward leaves, and the gradient from them.
+// Compares the bits that forward writes, and the gradient from these bits, from element `begin` on.
 template <class E, class Act>
 bool bits_agree(const cpu::Kernels& kernels, const Act& act, Problem problem,
                 const Expected<E>& expected, int64_t begin, int64_t n) {
@@ -163,7 +163,7 @@ void test_conversions(const cpu::Kernels& kernels, const char* element) {
   std::vector<E> x, y(65536);
   for (int bits = 0; bits < 65536; ++bits) x.push_back({static_cast<uint16_t>(bits)});
   bool equal = true;
-  for (float slope : {1.0f, 0.5f, 1.5f, 0.7123f, 1.9999f}) {  // for ties and for everything else
+  for (float slope : {1.0f, 0.5f, 1.5f, 0.7123f, 1.9999f}) {  // 1.5 makes many ties
     Problem problem;
     problem.activation = LeakyRelu{slope}, problem.element = ElementType<E>{};
     problem.x = x.data(), problem.out = y.data();
@@ -178,8 +178,8 @@ void test_conversions(const cpu::Kernels& kernels, const char* element) {
   check(equal, std::string(kernels.name) + " " + element + ": conversions of all 65536 patterns");
 }
 
-// Where the second word of the counter changes, far beyond what memory holds: the kernel is told
-// that the buffer is that part of such a tensor.
+// Positions where the second word of the counter changes. Such a tensor would not fit in memory, so
+// the kernel gets a pointer as if the small buffer were this part of the tensor.
 void test_far_positions(const cpu::Kernels& kernels) {
   constexpr int64_t kEnd = int64_t{kElementsPerDraw} << 32, kLength = cpu::kBlock + 77;
   bool equal = true;

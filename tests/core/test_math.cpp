@@ -1,4 +1,4 @@
-// The transcendental functions against the C library in long double: the largest error in ulps.
+// The largest errors of our transcendental functions, in ulps, compared with long double.
 #include <cmath>
 #include <cstdio>
 #include <limits>
@@ -9,7 +9,7 @@
 namespace actreg {
 namespace {
 
-// The largest error of f in ulps of the exact value, on [low, high] and close to 0.
+// The largest error of f, in ulps of the exact value, on [low, high] and near 0.
 template <class S, class F, class Exact>
 void test_function(const char* name, double low, double high, double bound, F f, Exact exact,
                    int digits = std::numeric_limits<S>::digits) {
@@ -59,13 +59,13 @@ void test_functions() {
       "sigmoid'", low, 40, 3, [](S x) { return math::sigmoid(x).slope; }, sigmoid_slope);
   test_function<S>("softplus", low, 40, 2, [](S x) { return math::softplus(x).value; }, softplus);
   test_function<S>("softplus'", low, 40, 3, [](S x) { return math::softplus(x).slope; }, sigmoid);
-  // The rounding of x^2 / 2 alone moves its exponential by that many half ulps.
+  // At x the rounding of x^2 / 2 alone changes exp(-x^2 / 2) by up to x^2 / 2 half ulps.
   test_function<S>("cdf", -2, 8, 5, [](S x) { return math::normal_cdf(x).value; }, cdf);
   test_function<S>("cdf", -12, -2, 72, [](S x) { return math::normal_cdf(x).value; }, cdf);
 }
 
-// A float whose approximate instructions err by 2^-21, more than any GPU's, this way and that, and
-// flush what is no normal number.
+// A float with approximate instructions worse than any GPU's: their relative error is +2^-21 or
+// -2^-21 in turns, and they return 0 instead of a denormal number.
 struct Worst {
   using Scalar = float;
   float value;
@@ -90,7 +90,7 @@ Worst spoiled(float x) {
 Worst fast_exp2(Worst x) { return spoiled(std::exp2(x.value)); }
 Worst fast_reciprocal(Worst x) { return spoiled(1 / x.value); }
 
-// For results of 11 bits, float16's.
+// Errors in ulps of float16, which has 11 bits.
 void test_coarse() {
   using R = long double;
   using N = Coarse<Worst>;
@@ -120,7 +120,8 @@ void test_coarse() {
   test("softplus'", -80, 40, [](N x) { return math::softplus(x).slope; }, sigmoid);
   test("mish", -80, 40, [](N x) { return math::mish(x).value; }, [=](R x) { return x * gate(x); });
   const auto cdf = [](R x) { return erfc(-x * std::sqrt(R(0.5))) / 2; };
-  // Where x times it is a normal number of float16, and below: there bfloat16 is alone, of 8 bits.
+  // Above -4.1 x * cdf(x) is a normal float16. Below, only bfloat16, which has 8 bits, needs
+  // accuracy.
   const auto coarse_cdf = [](N x) { return math::normal_cdf(x).value; };
   test("cdf", -4.1, 8, coarse_cdf, cdf, 0.26);
   test("cdf", -12, -4.1, coarse_cdf, cdf, 2.1);

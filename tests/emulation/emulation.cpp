@@ -26,8 +26,8 @@ constexpr unsigned kBlocksAtOnce = 4;
 struct Thread {
   Fiber fiber;
   enum { kRunnable, kAtWarpBarrier, kAtBlockBarrier, kDone } state;
-  Place place;          // of the barrier
-  uint64_t brought[2];  // to the shuffles, by turns: a lane may be one ahead of its readers
+  Place place;          // of the barrier where it waits
+  uint64_t brought[2];  // values of the last two shuffles: a lane may be one shuffle ahead
   unsigned shuffles;
 };
 
@@ -37,8 +37,8 @@ struct Block {
   Memory memory;
 };
 
-Block slots[kBlocksAtOnce];  // for blocks side by side
-Block* here = nullptr;       // the one that runs, and its thread
+Block slots[kBlocksAtOnce];  // the blocks that run side by side
+Block* here = nullptr;       // the running block; `current` is its running thread
 Thread* current = nullptr;
 const std::function<void()>* running = nullptr;
 
@@ -68,8 +68,8 @@ std::vector<unsigned> order_of(unsigned count, unsigned salt) {
 
 std::string name(Place place) { return place.file + (":" + std::to_string(place.line)); }
 
-// Lets the threads [begin, end) go on if all of them wait there; those that have ended count as
-// arrived at the block's barrier, as they do on a device.
+// Lets the threads [begin, end) continue if all of them wait at the barrier. As on a GPU, a thread
+// that has ended does not block the block's barrier.
 void release(Block& block, unsigned begin, unsigned end, decltype(Thread::state) barrier) {
   const Thread* first = nullptr;
   bool agree = true;
@@ -110,7 +110,7 @@ void enter(Block& block) {
   blockIdx = block.index;
 }
 
-// Each thread goes on as far as it can alone. Returns whether all have ended.
+// Runs each thread until it waits or ends. Returns whether all threads have ended.
 bool take_turn(Block& block) {
   const unsigned threads = static_cast<unsigned>(block.threads.size());
   bool any_ran = false, all_done = true;
@@ -134,7 +134,7 @@ bool take_turn(Block& block) {
   return false;
 }
 
-// Which of so many blocks is next to take a turn.
+// The index, below `count`, of the block that takes the next turn.
 std::size_t next_of(std::size_t count, std::mt19937& random) {
   if (settings.order < 2) return settings.order == 0 ? 0 : count - 1;
   return random() % count;
@@ -158,7 +158,7 @@ uint64_t exchange(uint64_t value, int from, Place place) {
 }
 
 void fence() {
-  wait(Thread::kRunnable);  // others may come before
+  wait(Thread::kRunnable);  // other blocks may run before
   send_and_fetch(here->memory);
 }
 

@@ -1,4 +1,4 @@
-// A function that runs on a stack of its own, until it pauses or ends; then its caller goes on.
+// A fiber: a function with its own stack. resume() runs it until it pauses or ends.
 #pragma once
 
 #include <setjmp.h>
@@ -31,7 +31,7 @@ class Fiber {
     finish_switch(saved, nullptr, nullptr);
   }
 
-  // To be called by the function: first thing, to pause, and last thing.
+  // The function itself calls begun() first, pause() to return to its caller, and end() last.
   static void begun() { finish_switch(nullptr, &callers_stack(), &callers_bytes()); }
   void pause() {
     void* saved = nullptr;

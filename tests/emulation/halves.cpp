@@ -9,7 +9,7 @@ float __half2float(__half x) {
                            (exponent ? exponent : 1) - 25);
 }
 
-// To nearest even.
+// Rounds to nearest, ties to even.
 __half __float2half_rn(float x) {
   const unsigned short sign = std::signbit(x) ? 0x8000 : 0;
   if (std::isnan(x)) return {0x7FFF};
@@ -17,7 +17,7 @@ __half __float2half_rn(float x) {
   const int exponent = size < 0x1p-14f ? -14 : std::ilogb(size);
   if (exponent > 15) return {static_cast<unsigned short>(sign | 0x7C00)};
   const int units = static_cast<int>(std::nearbyint(std::ldexp(size, 10 - exponent)));
-  // 1024 units more than the format has at this exponent carry into the next one, and into infinity
+  // If rounding gives 2048 units, the sum carries into the next exponent, or into infinity.
   return {static_cast<unsigned short>(sign | ((exponent + 14) * 1024 + units))};
 }
 

@@ -7,7 +7,7 @@
 
 #include "cuda/kernels.h"
 
-// The kernels' __shared__ variables, by their names; __shared__ is extern here.
+// The kernels' __shared__ variables: cuda_runtime.h defines __shared__ as extern.
 namespace actreg {
 namespace cuda {
 
@@ -25,11 +25,11 @@ const Span kShared[] = {{actreg::cuda::sums, sizeof actreg::cuda::sums},
                         {&actreg::cuda::is_last, sizeof actreg::cuda::is_last},
                         {actreg::cuda::buffer, sizeof actreg::cuda::buffer}};
 
-char* live = nullptr;       // the block's that runs
-std::vector<char> visible;  // what a fence fetches
+char* live = nullptr;       // global memory as the running block sees it
+std::vector<char> visible;  // global memory as a fence fetches it
 std::vector<std::pair<std::size_t, char>> late;
 
-// Calls write(place, byte) for what the running block has written since its last fence.
+// Calls write(place, byte) for each byte that the running block has changed since its last fence.
 template <class Write>
 void each_unsent(const Memory& memory, Write write) {
   constexpr std::size_t kChunk = 256;
@@ -85,7 +85,7 @@ void send_and_fetch(Memory& memory) {
   std::copy(visible.begin(), visible.end(), live);
 }
 
-// Atomic, and at once: returns what was there.
+// An atomic: all blocks see the change at once. Returns the old value.
 unsigned change_for_all(Memory& memory, unsigned* at, unsigned (*change)(unsigned, unsigned),
                         unsigned argument) {
   const auto place = reinterpret_cast<uintptr_t>(at) - reinterpret_cast<uintptr_t>(live);

@@ -1,5 +1,5 @@
-// csrc/torch/cuda.cpp on the emulated device: its operators take the tensors of the CPU. This
-// stands in the place of csrc/torch/cpu.cpp.
+// csrc/torch/cuda.cpp on the emulated device: its operators take CPU tensors. This file replaces
+// csrc/torch/cpu.cpp in the build.
 #include "torch_cuda.h"
 
 #include <torch/library.h>
@@ -18,8 +18,8 @@ const cpu::Kernels& cpu_kernels() { return cpu::kDefault; }
 
 namespace {
 
-// For tests/test_emulation.py: changes how the device runs; returns {launches, memsets,
-// allocations} so far, and how many temporaries are in use.
+// For tests/test_emulation.py: sets how the device runs. Returns {launches, memsets, allocations}
+// so far, and the number of temporaries in use.
 std::vector<int64_t> configure(int64_t multiprocessors, int64_t order) {
   auto& settings = emulation::settings;
   settings.multiprocessors = static_cast<int>(multiprocessors);

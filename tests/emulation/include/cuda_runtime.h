@@ -1,12 +1,12 @@
-// CUDA's execution model on the CPU, as much of it as the kernels of csrc/cuda use: their own
-// source is compiled by the host's compiler against this header, in the place of CUDA's.
+// CUDA's execution model on the CPU, as far as the kernels of csrc/cuda use it. The host's compiler
+// compiles the kernels' own source with this header in the place of CUDA's.
 //
-// The threads of a block are fibers (emulation.cpp). One runs until it waits for others, at a
-// barrier or a shuffle; then another does, in an order that can be chosen. Some blocks run side by
-// side, which take turns there and before fences and atomics. Waiting for threads that never come,
-// or that wait elsewhere, is an error. Shared memory begins as NaN, and what a block writes for
-// others needs fences to get there (memory.cpp). What is not emulated: the accuracy of approximate
-// instructions.
+// The threads of a block are fibers (emulation.cpp). A thread runs until it waits at a barrier or a
+// shuffle; then another thread runs, in an order that can be chosen. Up to four blocks run side by
+// side: they take turns at barriers, shuffles, fences and atomics. It is an error to wait for
+// threads that never arrive, or that wait at another barrier. Shared memory begins as NaN. A block
+// sees the writes of another block only after fences (memory.cpp). The accuracy of approximate
+// instructions is not emulated.
 #pragma once
 
 #include <array>
@@ -23,7 +23,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __shared__ extern  // memory.cpp has them
+#define __shared__ extern  // memory.cpp defines them
 #define __launch_bounds__(...)
 
 #define ACTREG_LARGE_FROM 8192  // see Note [Small tensors]
@@ -37,15 +37,15 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulation {
 
-// The device, and how it runs.
+// The emulated device: its size, how it runs, and what it has counted.
 struct Settings {
   int multiprocessors = 2, threads_per_multiprocessor = 512;
   unsigned order = 2;  // of threads and blocks: 0 ascending, 1 descending, else a seed of shuffles
-  unsigned long long capture = 0;                   // the id of the one under way, 0 for none
-  unsigned long long stream = 1;                    // the id of the current one
-  long launches = 0, memsets = 0, allocations = 0;  // counted
-  long temporaries = 0;                             // memory of PyTorch's allocator, in use
-  std::vector<std::function<void()>> of_graph;      // called when the captured graph is gone
+  unsigned long long capture = 0;                   // the id of the capture in progress; 0: none
+  unsigned long long stream = 1;                    // the id of the current stream
+  long launches = 0, memsets = 0, allocations = 0;  // counted so far
+  long temporaries = 0;                             // blocks of PyTorch's allocator in use
+  std::vector<std::function<void()>> of_graph;      // called when the captured graph is deleted
 };
 extern Settings settings;
 
@@ -54,7 +54,7 @@ struct Span {
   std::size_t bytes = 0;
 };
 
-struct Place {  // in the source
+struct Place {  // a line of the source
   const char* file;
   int line;
 };
@@ -64,10 +64,10 @@ void wait_for_block(Place);
 void wait_for_warp(Place);
 void fence();
 unsigned atomic(unsigned* at, unsigned (*change)(unsigned, unsigned), unsigned argument);
-uint64_t exchange(uint64_t value, int lane, Place);  // what that lane of this warp has brought
-void expect_all(unsigned lanes);                     // a shuffle by fewer is not emulated
+uint64_t exchange(uint64_t value, int lane, Place);  // returns the value of that lane in this warp
+void expect_all(unsigned lanes);  // an error if fewer lanes take part: not emulated
 int lane();
-// between: the memory through which the blocks tell each other something.
+// between: the global memory through which blocks communicate.
 void run(unsigned blocks, unsigned threads, Span between, const std::function<void()>& kernel);
 
 template <class T>
@@ -209,7 +209,7 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream;
 };
 namespace emulation {
-// Of a kernel's arguments the one that is a pointer to a struct.
+// The one argument of a kernel that is a pointer to a struct.
 template <class T>
 void find_between(const T& argument, Span& between) {
   if constexpr (std::is_pointer_v<T> && std::is_class_v<std::remove_pointer_t<T>>) {

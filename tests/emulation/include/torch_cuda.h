@@ -1,6 +1,6 @@
-// PyTorch's side of CUDA on the CPU, as much of it as csrc/torch/cuda.cpp uses: one device, whose
-// memory is the host's. The generator draws from the CPU's, so that all that sets, saves and
-// restores the state of that one does so here.
+// PyTorch's CUDA interface on the CPU, as far as csrc/torch/cuda.cpp uses it: one device, which
+// uses the host's memory. Its generator draws from the CPU's generator, so setting, saving and
+// restoring the CPU's state works for it too.
 #pragma once
 
 #include <ATen/CPUGeneratorImpl.h>
@@ -44,7 +44,7 @@ inline void raw_delete(void* memory) {
 namespace at {
 
 struct CUDAGeneratorImpl : CPUGeneratorImpl {
-  // While capturing, what a replay would find: numbers in memory, and an offset to be added.
+  // During a capture the state is in memory, where a replay reads it, with an offset to be added.
   int64_t seed_in_memory = 0, offset_in_memory = 0;
 
   PhiloxCudaState philox_cuda_state(uint64_t) {
