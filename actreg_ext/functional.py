@@ -51,33 +51,35 @@ def act_reg(
         t = a if penalty_on == "activation" else output
         penalty = (l1 * t.abs().sum() + l2 * t.square().sum()) / D  # D: see `reduction`
 
-    One kernel computes both results. The backward, also in one kernel, computes
+    One kernel computes both results. The backward, also in one kernel, computes::
 
-        dx = act'(x) * (keep ? s * dy : 0  +  (c1 * sign(t) + 2 * c2 * t) * dt/da)
+        dx = act'(x) * (where(keep, s * dy, 0) + (c1 * sign(t) + 2 * c2 * t) * dt/da)
 
-    where x is the input, y the output, dx, dy and dpenalty are the gradients of the loss, c1 is
-    l1 * dpenalty / D, c2 is l2 * dpenalty / D, and sign(0) is 0. dt/da is 1 for
-    penalty_on="activation"; for "output" it is s for a kept element and 0 for a dropped one.
+    Here dx, dy and dpenalty are the gradients of the loss with respect to the input x, the output y
+    and the penalty; act' is the slope of the activation; c1 = l1 * dpenalty / D; c2 = l2 * dpenalty
+    / D; sign(0) = 0. dt/da is 1 for penalty_on="activation". For "output" it is s for a kept
+    element and 0 for a dropped one.
 
     Dropout: each element has 16 random bits. An element is kept if these bits, read as an integer,
-    are below T = round((1 - p) * 65536). A kept element is multiplied by s = 65536 / T, so the
-    expected output is exactly a. The bits depend only on the seed and on the element's position in
-    memory. So one seed gives one mask: on every device, for any number of threads, and in
-    `reference.act_reg`. The backward recomputes the mask; no mask is stored.
+    are below T = round((1 - p) * 65536), so p is rounded to a multiple of 1 / 65536. A kept element
+    is multiplied by s = 65536 / T, so the mean output over all masks is exactly a (if p < 1). The
+    bits depend only on the seed and on the element's position in memory. So one seed gives one
+    mask: on every device, for any number of threads, and in `reference.act_reg`. The backward
+    recomputes the mask; no mask is stored.
 
-    Memory: for the backward the call keeps one row of this table, the first that applies, and at
-    most 16 bytes for seed and offset. If the layer before keeps the input too, or the next layer
-    the output, keeping them costs no extra memory.
+    Memory: the call keeps one tensor for the backward, and at most 16 bytes for seed and offset.
+    The first row of this table that fits the call says which tensor. If the layer before keeps the
+    input too, or the next layer the output, keeping it costs no extra memory.
 
     ===============  ==============================================================================
     kept             for
     ===============  ==============================================================================
-    nothing          identity without l1 and l2
-    1 bit per        relu, relu6, hardsigmoid, threshold, hardtanh with min_val >= 0: without l2
-    element          leaky_relu, hardtanh, hardshrink, softshrink: without l1 and l2
+    nothing          l1 = l2 = 0: identity
+    1 bit per        l2 = 0: relu, relu6, hardsigmoid, threshold, hardtanh with min_val >= 0
+    element          l1 = l2 = 0: leaky_relu, hardtanh, hardshrink, softshrink
     the output       p = 0: identity, relu, relu6, hardshrink; in float32 and float64 also sigmoid,
                      logsigmoid, tanh, softplus, leaky_relu, hardtanh, softshrink
-                     p > 0 with penalty_on="output": identity, relu; in float32 and float64 also
+                     p > 0 and penalty_on="output": identity, relu; in float32 and float64 also
                      leaky_relu
     the input        everything else
     ===============  ==============================================================================
@@ -97,24 +99,26 @@ def act_reg(
             as `nn.LeakyReLU(0.2)`. The module's parameters are used; its `inplace` is ignored.
         l1: factor of sum |t|; finite, at least 0.
         l2: factor of sum t^2, without a factor 1/2 (as in Keras); finite, at least 0.
-        p: probability that an element is dropped, in [0, 1]. With p = 0 no random number is drawn.
+        p: probability that an element is dropped, in [0, 1]. p = 0 draws no random number; p = 1
+            drops every element.
         training: False turns dropout off. The penalty is computed in both cases.
         penalty_on: "activation" penalizes a, the value before dropout; "output" penalizes the
             value after dropout.
         reduction: the divisor D of the penalty. "mean": the number of elements; "batch": size(0);
             "token": the number of elements / size(-1); "sum": 1. An empty tensor has penalty 0.
         seed: None draws a seed from the default generator of the input's device, which
-            `torch.manual_seed` sets. An int in [-2^63, 2^64 - 1] is the seed itself. An int64
-            tensor [seed, offset] gives a different mask for each offset; to capture a CUDA graph,
-            the tensor must be on the GPU.
+            `torch.manual_seed` sets. An int in [-2^63, 2^64 - 1] is the seed itself, with offset 0.
+            An int64 tensor [seed, offset] gives a different mask for each offset; to capture a CUDA
+            graph, the tensor must be on the GPU.
         **activation_parameters: parameters of an activation given by name, named as in torch.
 
     Returns:
-        ActRegOutput: a named tuple (output, penalty). Both are differentiable twice.
+        ActRegOutput: a named tuple (output, penalty). Both are differentiable twice; for higher
+            derivatives use `reference.act_reg`.
 
     Raises:
         TypeError: an argument has the wrong type, a parameter is unknown, or the input is not a
-            dense floating-point tensor.
+            tensor of one of the four dtypes (sparse, quantized and nested tensors are refused).
         ValueError: a name is unknown, or a number is out of range.
 
     References:
@@ -251,11 +255,11 @@ def act_reg_(
         output, penalty = act_reg(input, activation, ...)
         input.copy_(output)
 
-    If the input requires a gradient, the call needs a backward that does not use the input: the
-    table in `act_reg` must say nothing, bits or output for it. Otherwise the call raises
-    RuntimeError. Without gradients, and under torch.compile, every call works. If another operation
-    has saved the input for its own backward, that backward raises an error, as after any other
-    in-place operation of torch.
+    If the input requires a gradient, the backward must not need the input, because the call
+    overwrites it. So the call raises RuntimeError if the table in `act_reg` says "the input".
+    Without gradients, and under torch.compile, every call works. If another operation has saved the
+    input for its own backward, that backward raises an error, as after any other in-place operation
+    of torch.
 
     Shapes: the input may have any shape. The results are always the same, but three kinds of calls
     copy the input first: the input is not dense, the input is a view of a tensor that requires a

@@ -57,14 +57,16 @@ class _Pending:
 class ActReg(nn.Module):
     r"""An activation with dropout and L1 and L2 penalties, which `collect_penalty` adds up.
 
-    Replaces an activation and the `nn.Dropout` behind it::
+    `forward` returns y, of the shape and dtype of x, and stores the penalty::
+
+        y = dropout(act(x), p)
+        penalty = (l1 * sum|t| + l2 * sum t^2) / D  # t: act(x) or y, see `penalty_on`
+
+    With l1 = l2 = p = 0 the module is the activation alone. It replaces an activation and the
+    `nn.Dropout` behind it; the second line has the same layers as the first, and a penalty::
 
         nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.1))
         nn.Sequential(nn.Linear(8, 8), ActReg("relu", l1=1e-4, p=0.1))
-
-    `forward` returns y = dropout(act(x), p), of the shape and dtype of x. The penalty is
-    (l1 * sum|t| + l2 * sum t^2) / D, where t is act(x) or y (see `penalty_on`). With l1 = l2 = p =
-    0 the module is the activation alone.
 
     Each forward in training mode with gradients enabled adds its penalty to the sum that
     `collect_penalty(model)` returns. A forward in eval mode, under `torch.no_grad()` or in an
@@ -87,7 +89,7 @@ class ActReg(nn.Module):
             as `nn.LeakyReLU(0.2)`, of which only the parameters are used.
         l1: factor of sum |t|; finite, at least 0. The attributes l1, l2 and p may be changed at
             any time.
-        l2: factor of sum t^2; finite, at least 0.
+        l2: factor of sum t^2, without a factor 1/2; finite, at least 0.
         p: probability that an element is dropped in training, in [0, 1].
         penalty_on: "activation" (t = act(x), before dropout) or "output" (t = y, after dropout).
         reduction: the divisor D. "mean": the number of elements; "batch": size(0); "token": the

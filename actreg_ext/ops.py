@@ -4,9 +4,10 @@
 
 A vmap rule says how to compute an operator for a batch of examples. The rules here call the
 operator once for each example, because each example has its own sums and, with dropout, its own
-positions. Without a rule torch does the same, but warns. The attributes `reduction` and `order`
-describe one example, not the batch. The operators that draw a seed have no rule, because under a
-transform the seed comes from torch.randint.
+positions. Only a backward without dropout, which is elementwise, is one call for the whole batch.
+Without a rule torch calls the operator for each example too, but warns. The attributes `reduction`
+and `order` describe one example, not the batch. The operators that draw a seed have no rule,
+because under a transform the seed comes from torch.randint.
 """
 
 from __future__ import annotations
