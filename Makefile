@@ -93,7 +93,7 @@ fuzz: .venv/built  ## run random programs, for as long as told (ARGS="--minutes 
 ulp: .venv/built  ## try every float, and write the largest errors to docs/accuracy.md
 	$(RUN) -m tools.ulp $(ARGS)
 
-bench: .venv/built  ## time the operator against what one would pick instead, and the memory's own speed
+bench: .venv/built  ## time the operator against eager PyTorch, torch.compile and the speed of the memory
 	$(RUN) -m benchmarks $(ARGS)
 
 clean:  ## remove what was built; .venv stays
