@@ -1,7 +1,7 @@
-// Every activation, and the list of them. Layer: core.
-// THE place to add one: a struct here, its name in the list at the end, its row in
-// actreg_ext/reference.py. Values and slopes follow torch.nn.functional, also at NaN, at the
-// infinities and at the kinks; parameters have torch's names and defaults.
+// The activations, and the list of all of them. Layer: core.
+// To add an activation: write its struct here, add the struct to the list at the end of this file,
+// and add its row to actreg_ext/reference.py. Values and slopes equal those of torch.nn.functional,
+// also at NaN, at +-inf and at the kinks. Parameters have torch's names and defaults.
 #pragma once
 
 #include <array>
@@ -21,7 +21,7 @@ struct Parameter {
 struct NoParameters {
   static constexpr std::array<Parameter<NoParameters>, 0> parameters() { return {}; }
 };
-constexpr double kRequired = std::numeric_limits<double>::quiet_NaN();  // has no default
+constexpr double kRequired = std::numeric_limits<double>::quiet_NaN();  // no default
 
 struct Identity : NoParameters {
   static constexpr const char* name = "identity";
@@ -93,7 +93,7 @@ struct LeakyRelu {  // max(x, 0) + negative_slope * min(x, 0)
   }
 };
 
-// scale * x where x > 0, scale * alpha * (exp(x / width) - 1) elsewhere: the three below.
+// Elu, Celu and Selu: scale * x for x > 0, else scale * alpha * (exp(x / width) - 1).
 template <class T>
 ACTREG_HD Jet<T> exponential_linear(T x, double alpha, double width, double scale) {
   const Jet<T> m = math::expm1_of_negative(select(x < T(0), x, T(0)) * T(1 / width));
@@ -141,11 +141,12 @@ struct Gelu : NoParameters {  // x * Phi(x), Phi the normal distribution functio
   }
 };
 
-struct GeluTanh : NoParameters {  // x/2 * (1 + tanh(u)) = x * sigmoid(2 u)
+// x/2 * (1 + tanh(u)) = x * sigmoid(2 u), with u = sqrt(2 / pi) * (x + 0.044715 * x^3)
+struct GeluTanh : NoParameters {
   static constexpr const char* name = "gelu_tanh";
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
-    const double c1 = 1.5957691216057307117597842397375, c3 = 0.044715;  // 2 sqrt(2 / pi)
+    const double c1 = 1.5957691216057307117597842397375, c3 = 0.044715;  // c1 = 2 sqrt(2 / pi)
     const T square = x * x;
     const auto gate = math::sigmoid(x * (T(c1 * c3) * square + T(c1)));
     return {x * gate.value, gate.value + x * gate.slope * (T(3 * c1 * c3) * square + T(c1))};
@@ -157,7 +158,8 @@ struct Silu : NoParameters {  // x * sigmoid(x)
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
     const auto gate = math::sigmoid(x);
-    // About the slope's zero at -1.28: there 1 + x is exact.
+    // s * (1 + x * (1 - s)) with s = sigmoid(x), written as s * (s + (1 - s) * (1 + x)): near the
+    // slope's zero at x = -1.28, the sum 1 + x is exact.
     return {x * gate.value, gate.value * (gate.value + gate.complement * (T(1) + x))};
   }
 };
@@ -204,7 +206,7 @@ struct Tanhshrink : NoParameters {  // x - tanh(x)
   }
 };
 
-struct Softplus {  // log(1 + exp(beta x)) / beta; x itself where beta x > threshold
+struct Softplus {  // log(1 + exp(beta x)) / beta, but x for beta x > threshold
   static constexpr const char* name = "softplus";
   double beta = 1, threshold = 20;
   static constexpr std::array<Parameter<Softplus>, 2> parameters() {
@@ -223,7 +225,7 @@ struct Softsign : NoParameters {  // x / (1 + |x|)
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
     const T d = T(1) + abs(x), y = quotient(x, d), r = reciprocal(d);
-    return {y, r * r + (y - y)};  // y - y: NaN at the infinities, as torch's slope
+    return {y, r * r + (y - y)};  // y - y is 0, but NaN at x = +-inf, like torch's slope
   }
 };
 
@@ -247,7 +249,7 @@ struct Hardswish : NoParameters {  // x * relu6(x + 3) / 6
   }
 };
 
-struct Hardshrink {  // x where |x| > lambd, 0 elsewhere
+struct Hardshrink {  // x for |x| > lambd, else 0
   static constexpr const char* name = "hardshrink";
   static constexpr bool kIsIdempotent = true;
   double lambd = 0.5;
@@ -262,7 +264,7 @@ struct Hardshrink {  // x where |x| > lambd, 0 elsewhere
   }
 };
 
-struct Softshrink {  // x -/+ lambd where |x| > lambd, 0 elsewhere
+struct Softshrink {  // x - lambd for x > lambd, x + lambd for x < -lambd, else 0
   static constexpr const char* name = "softshrink";
   double lambd = 0.5;
   static constexpr std::array<Parameter<Softshrink>, 1> parameters() {
@@ -275,7 +277,7 @@ struct Softshrink {  // x -/+ lambd where |x| > lambd, 0 elsewhere
   }
 };
 
-struct Threshold {  // x where x > threshold, value elsewhere
+struct Threshold {  // x for x > threshold, else value
   static constexpr const char* name = "threshold";
   double threshold = kRequired, value = kRequired;
   static constexpr std::array<Parameter<Threshold>, 2> parameters() {
@@ -288,7 +290,7 @@ struct Threshold {  // x where x > threshold, value elsewhere
   }
 };
 
-// The list. visit (registry.h) on it is the only dispatcher.
+// The list. The only code that picks an activation from it is visit() in registry.h.
 using Activation =
     std::variant<Identity, Relu, Relu6, LeakyRelu, Elu, Celu, Selu, Gelu, GeluTanh, Silu, Mish,
                  Sigmoid, LogSigmoid, Tanh, Tanhshrink, Softplus, Softsign, Hardtanh, Hardsigmoid,

@@ -1,6 +1,8 @@
-// Numbers for results of 8 or 11 bits: computed as T, but by shorter ways (math.h). Layer: core.
-// bfloat16 and float16 halve the memory's traffic; full float accuracy would cost more than that.
-// Penalties add what has not been rounded yet: the polynomials' errors, up to 1e-5 of the sum.
+// Coarse<T>: a number of type T whose result is rounded to bfloat16 (8 bits) or float16 (11 bits).
+// Layer: core. math.h has shorter formulas for it. With the formulas of full float accuracy,
+// arithmetic and not memory would limit the speed of the half types.
+// The sums of a penalty add the numbers before they are rounded to the half type. So the sums
+// contain the errors of the shorter formulas: up to 1e-5 of the sum.
 #pragma once
 
 #include "core/number.h"
@@ -8,7 +10,7 @@
 namespace actreg {
 
 template <class S>
-struct Short {};  // the precision: selects the coefficients
+struct Short {};  // the Scalar of Coarse numbers: selects the short tables in coefficients.h
 
 template <class T>
 struct Coarse {
@@ -53,12 +55,13 @@ template <class T>
 ACTREG_HD Coarse<T> ratio(Coarse<T> a, Coarse<T> b) {
   return Coarse<T>(a.value * fast_reciprocal(b.value));
 }
+// fast_reciprocal(b) is 0 for b > 2^126, where 1 / b is no normal number. b / 4 is at most 2^126.
 template <class T>
-ACTREG_HD Coarse<T> quotient(Coarse<T> a, Coarse<T> b) {  // of b / 4 the reciprocal is normal
+ACTREG_HD Coarse<T> quotient(Coarse<T> a, Coarse<T> b) {
   return Coarse<T>(a.value * T(0.25) * fast_reciprocal(b.value * T(0.25)));
 }
 template <class T>
-ACTREG_HD Coarse<T> refined(Coarse<T> r, Coarse<T>) {  // good enough as it is
+ACTREG_HD Coarse<T> refined(Coarse<T> r, Coarse<T>) {  // r is precise enough already
   return r;
 }
 

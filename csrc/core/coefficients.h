@@ -1,6 +1,7 @@
-// The coefficients of exponential.h and math.h, for each precision. Layer: core.
-// Printed by tools/fit_polynomials.py, which says how they were found: highest power first. Errors
-// are relative, of the rounded coefficients in exact arithmetic.
+// The coefficients of the polynomials in exponential.h and math.h, for each precision. Layer: core.
+// The highest power comes first. tools/fit_polynomials.py prints this file and explains the fit.
+// The error beside a table is the largest relative error of the polynomial with these rounded
+// coefficients, in exact arithmetic.
 #pragma once
 
 namespace actreg {

@@ -1,5 +1,5 @@
-// The second derivative of the operator, d(dx)/dx, for one element: what every backend runs.
-// Layer: core. The operator on dual numbers, in float64.
+// d(dx)/dx for one element: the second derivative of the operator. Layer: core.
+// It is backward() of operator.h on dual numbers, in float64. Every backend runs this code.
 #pragma once
 
 #include "core/dual.h"
@@ -8,17 +8,19 @@
 
 namespace actreg {
 
+// `act` with the derivative of its value set to its slope: see consistent() in dual.h.
 template <class Act>
 struct Consistent {
   Act act;
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
-    if constexpr (kIsOfOutput<Act>) return act(x);  // its slope is not by what is differentiated by
+    // For OfOutput, x holds y: the derivative of the value y is 1, while the slope is dy/d(input).
+    if constexpr (kIsOfOutput<Act>) return act(x);
     return consistent(act(x), x);
   }
 };
 
-// The arguments are those of backward (operator.h).
+// The arguments are those of backward() in operator.h.
 template <class Act>
 ACTREG_HD double curvature(const Act& act, double x, double dy, bool keep, bool counts, double s,
                            double c1, double c2_twice) {

@@ -1,11 +1,12 @@
-// Dual numbers: a value and its derivative along one direction. Layer: core.
-// Any formula evaluated on them yields its derivative from the same text; this is where the
-// second derivatives come from. The functions of math.h have their rules in math.h.
+// Dual numbers: a value and its derivative. Layer: core.
+// A formula evaluated on dual numbers also yields its derivative: curvature.h gets the second
+// derivatives this way. The derivatives of the functions of math.h are in math.h.
 //
 // Note [A derivative of 0 wins]
-// A derivative that is exactly 0 stays 0, whatever it is multiplied with: every rule below
-// multiplies by zero_wins. A plain product is NaN at the infinities. Example: celu's x * c, with a
-// constant c, has the derivative 1 * c + x * 0, and at -inf this is NaN.
+// A derivative that is exactly 0 stays 0, even if the rule multiplies it with an infinite number.
+// So every rule below calls zero_wins(derivative, factor) instead of derivative * factor. Example:
+// celu computes x * c with a constant c. The product rule gives 1 * c + x * 0, and the second term
+// would be NaN at x = -inf.
 #pragma once
 
 #include "core/jet.h"
@@ -53,30 +54,32 @@ template <class T>
 ACTREG_HD Dual<T> chain(T value, T slope, Dual<T> x) {
   return {value, zero_wins(slope, x.derivative)};
 }
-// The derivative at 0 is sign(0) = 0, as torch's.
+// The derivative at 0 is sign(0) = 0, as in torch.
 template <class T>
 ACTREG_HD Dual<T> abs(Dual<T> x) {
   const T slope = select(x.value < T(0), T(-1), select(x.value > T(0), T(1), T(0)));
   return chain(abs(x.value), slope, x);
 }
-// The derivative at 0 is -1: mish, which needs it, takes its formulas for x > 0 there.
+// The derivative at 0 is -1, as for x > 0: at x = 0 mish uses its formulas for x > 0.
 template <class T>
 ACTREG_HD Dual<T> minus_abs(Dual<T> x) {
   return chain(minus_abs(x.value), select(x.value < T(0), T(1), T(-1)), x);
 }
+// Dual's operator* applies zero_wins to the derivatives, and only the derivative is used.
 template <class T>
 ACTREG_HD Dual<T> zero_wins(Dual<T> slope, Dual<T> dy) {
   return slope * dy;
 }
-// The signs are locally constant. A zero counts as positive.
+// In the derivative, both signs are constants, and a zero counts as positive.
 template <class T>
 ACTREG_HD Dual<T> copysign(Dual<T> magnitude, Dual<T> sign) {
   const T turned = select(magnitude.value < T(0), -magnitude.derivative, magnitude.derivative);
   return {copysign(magnitude.value, sign.value), select(sign.value < T(0), -turned, turned)};
 }
 
-// At a kink the formulas of value and slope may take different sides. The value's derivative is the
-// slope there too, as in torch: `f` with that derivative, as a function of x.
+// Returns f, but the derivative of f.value is f.slope * (derivative of x). At a kink the formula of
+// the value may have another derivative. Example: at x = 0 relu computes its value as x, with the
+// derivative 1, but its slope is 0. torch differentiates with the slope.
 template <class T>
 ACTREG_HD Jet<Dual<T>> consistent(Jet<Dual<T>> f, Dual<T> x) {
   return {chain(f.value.value, f.slope.value, x), f.slope};

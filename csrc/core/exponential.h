@@ -1,6 +1,6 @@
-// exp, expm1 and log1p where activations need them, branch-free on any number type. Layer: core.
-// Coefficients: tools/fit_polynomials.py, which also prints the errors. NaN passes through.
-// Coarse numbers (coarse.h) have shorter ways where they gain by it.
+// exp, expm1 and log1p on the intervals that activations need, without branches, for any number
+// type. Layer: core. NaN gives NaN. tools/fit_polynomials.py finds the coefficients and prints
+// their errors. Coarse numbers (coarse.h) have shorter formulas where these are faster.
 #pragma once
 
 #include <cstddef>
@@ -13,18 +13,19 @@
 namespace actreg {
 namespace math {
 
-// Where the functions saturate, for each precision.
+// The arguments at which the functions saturate, for each precision.
 template <class Scalar>
 struct Range;
 template <>
 struct Range<float> {
-  static constexpr double kRound = 0x1.8p23;  // adding it rounds to an integer, in the low bits
-  static constexpr double kExpIsZero = -104;  // exp(x) rounds to 0 here and below
-  static constexpr double kNegligible = -30;  // 2^k beside 1
-  static constexpr double kIsBelowOne = -16;  // exp(x)^2 vanishes beside 1, and exp(x) may halfway
-  static constexpr double kLogNormal = -87;   // exp(x) is a normal number down to here
-  static constexpr double kTinyPower = -80, kTiny = 0x1p-80;
-  static constexpr double kTailIsZero = 14.4;  // so does the normal distribution's tail beyond
+  static constexpr double kRound = 0x1.8p23;  // x + kRound has round(x) in its low bits
+  static constexpr double kExpIsZero = -104;  // exp(x) rounds to 0 for x <= kExpIsZero
+  static constexpr double kNegligible = -30;  // 1 - 2^k rounds to 1 for k <= kNegligible
+  // For x < kIsBelowOne, 1 + exp(x) may round exp(x) away, and 1 + exp(x)^2 rounds to 1.
+  static constexpr double kIsBelowOne = -16;
+  static constexpr double kLogNormal = -87;  // exp(x) is a normal number for x >= kLogNormal
+  static constexpr double kTinyPower = -80, kTiny = 0x1p-80;  // kTiny = 2^kTinyPower
+  static constexpr double kTailIsZero = 14.4;  // 1 - Phi(x), the normal tail, rounds to 0 above it
 };
 template <>
 struct Range<double> {
@@ -38,7 +39,7 @@ struct Range<Short<S>> : Range<S> {};
 constexpr double kLog2E = 1.4426950408889634;
 
 namespace detail {
-// The table is a template argument: device code may use its numbers, but not its address.
+// The table is a template argument, because device code may use its numbers but not its address.
 template <const auto& table, std::size_t I>
 constexpr auto kEntry = table[I];
 template <const auto& table, class T, std::size_t... I>
@@ -56,7 +57,7 @@ ACTREG_HD T polynomial(T x) {
   return detail::horner<table>(x, std::make_index_sequence<kSize - 1>{});
 }
 
-// e^x = 2^k (1 + m), with k an integer and m = r + curve, |m| < 0.42
+// exp(x) = 2^k * (1 + m), with an integer k and m = r + curve, |m| < 0.42. shifted_k = k + kRound.
 template <class T>
 struct ReducedExp {
   T shifted_k, r, curve, m;
@@ -70,39 +71,40 @@ ACTREG_HD ReducedExp<T> reduced_exp(T x) {
   return {shifted, r, curve, r + curve};
 }
 
-// a * 2^k for k <= 0 and a in [1/2, 2], down to the last denormal
+// a * 2^k for k <= 0 and a in [1/2, 2], also where the result is denormal
 template <class T>
 ACTREG_HD T times_power_of_two(T a, T shifted_k) {
   using R = Range<Scalar<T>>;
-  // 2^k itself is no normal number for the smallest k: two steps there.
+  // For the smallest k, 2^k is not a normal number: multiply with 2^(k - kTinyPower), then kTiny.
   const auto tiny = shifted_k < T(R::kRound + R::kTinyPower);
   const T scale = power_of_two(shifted_k - select(tiny, T(R::kTinyPower), T(0)));
   return a * scale * select(tiny, T(R::kTiny), T(1));
 }
 
-// exp(x) for x from kExpIsZero to 0, down to the last denormal. <= 1 ulp.
+// exp(x) for kExpIsZero <= x <= 0, also where it is denormal. Error at most 1 ulp.
 template <class T>
 ACTREG_HD T exp_of_bounded(T x) {
   const ReducedExp<T> e = reduced_exp(x);
   return times_power_of_two(T(1) + e.m, e.shifted_k);
 }
-// The same for any x <= 0 (coarse: for x <= 80).
+// exp(x) for any x <= 0; for Coarse numbers, any x <= 80.
 template <class T>
 ACTREG_HD T exp_of_negative(T x) {
   return exp_of_bounded(at_least(x, T(Range<Scalar<T>>::kExpIsZero)));
 }
 template <class T>
 ACTREG_HD Coarse<T> exp_of_negative(Coarse<T> x) {
-  const T root = fast_exp2(x.value * T(kLog2E / 2));  // squared: denormal results too
+  // The square root of exp(x): fast_exp2 may turn a denormal exp(x) into 0, but not its root.
+  const T root = fast_exp2(x.value * T(kLog2E / 2));
   return Coarse<T>(root * root);
 }
 
-// exp(x) - 1 for x <= 0, and exp(x) as its slope; <= 1.1 and 1 ulp.
+// {exp(x) - 1, exp(x)} for x <= 0. Errors at most 1.1 and 1 ulp.
 template <class T>
 ACTREG_HD Jet<T> expm1_of_negative(T x) {
   using R = Range<Scalar<T>>;
   const ReducedExp<T> e = reduced_exp(at_least(x, T(R::kExpIsZero)));
-  // Below 2^kNegligible the power only has to vanish beside the 1.
+  // Raising k to kNegligible makes 2^k a normal number and does not change 1 - 2^k.
   const T scale = power_of_two(at_least(e.shifted_k, T(R::kRound + R::kNegligible)));
   return {(scale - T(1)) + scale * e.m, times_power_of_two(T(1) + e.m, e.shifted_k)};
 }
@@ -113,7 +115,7 @@ ACTREG_HD Jet<Coarse<T>> expm1_of_negative(Coarse<T> x) {
   return {select(x.value > T(-0.5), near_zero, e - Coarse<T>(1)), e};
 }
 
-// log(1 + u) for u in [0, 1], by the series of 2 atanh(u / (2 + u)). <= 1.3 ulp.
+// log(1 + u) for u in [0, 1], by the series of 2 atanh(u / (2 + u)). Error at most 1.3 ulp.
 template <class T>
 ACTREG_HD T log1p_of_unit(T u) {
   const T s = ratio(u, u + T(2)), z = s * s;

@@ -1,17 +1,22 @@
-// What forward has to leave for backward. Layer: core (host only, but for kHasTwoSlopes).
+// What forward keeps for backward. Layer: core (host only, except kHasTwoSlopes).
 //
 // Note [What is kept for backward]
-// The gradient depends on x by the slope, by sign(a) and by a alone. So x need not be kept
-// - if the slope has two values and no more is asked for: a bit for each element tells which. Where
-//   the gradient of a dropped element is 0 its bit is off, and backward draws no mask. A slope of
-//   one value needs nothing.
-// - if the output tells the slope, which the next layer keeps anyway: because it has the slope and
-//   the value that x has, or by a function of its own (slope_of_output).
-// Nothing is lost by bits, but at a NaN: there sign(a) is 0, and with bits it counts as positive.
-// Nor by the output: its functions are as exact as from x (leaky_relu, hardtanh and softshrink to
-// the bit) or, sigmoid's and tanh's, as PyTorch has them. But those of elu and softsign would be
-// less exact than PyTorch's, and in a half type, where y has few digits, all of them than from x.
-// A penalty on the output is on what is stored as y: its gradient may be of that.
+// Backward needs x only to compute the slope act'(x), sign(a) and a. Forward keeps as little memory
+// as possible:
+// - Nothing, if the slope has one value (identity) and sign(a) and a are not needed.
+// - One bit per element, if the slope has two values (relu: 0 and 1) and sign(a) and a are not
+//   needed. The bit says which slope. If dropped elements have the gradient 0, forward clears their
+//   bits: then backward need not redraw the mask.
+// - The output y, if the slope is a function of y. The next layer usually keeps y anyway, so y
+//   costs no memory. Either act has the same value and slope at y as at x (relu), or there is a
+//   formula slope_of_output (tanh: 1 - y^2).
+// - The input x in all other cases.
+// Storing bits is exact except for NaN inputs: their sign counts as positive instead of 0.
+// The slope from y is used only where it is as exact as the slope from x (leaky_relu, hardtanh and
+// softshrink: the same bits) or computed as in PyTorch (sigmoid, tanh). For elu and softsign the
+// slope from y would be less exact than PyTorch's slope. In a half type y has few digits, so no
+// slope_of_output is used.
+// A penalty on the output is a penalty on the rounded y, so its gradient may be computed from y.
 #pragma once
 
 #include <limits>
@@ -31,7 +36,7 @@ enum class Kept { kInput, kOutput, kBits, kNothing };
 
 struct State {
   Kept kept = Kept::kInput;
-  TwoSlopes slopes;            // of kBits and kNothing
+  TwoSlopes slopes;            // for kBits and kNothing
   uint32_t marked = kKeepAll;  // see Task
 };
 
@@ -42,7 +47,7 @@ constexpr int digits_of(ElementType<E>) {
 
 inline State state_of(const Problem& problem) {
   const Penalty& penalty = problem.penalty;
-  // Where the two sums are asked for apart, both are on: any gradient may come back.
+  // If the caller asked for the raw sums, any gradient may come back, so both penalties are on.
   const bool has_l1 = penalty.l1 != 0, has_l2 = penalty.l2 != 0;
   const uint32_t threshold = problem.dropout.threshold;
   const bool dropped_count = problem.counted > threshold;
@@ -61,7 +66,9 @@ inline State state_of(const Problem& problem) {
             return;
           }
         }
-        // With dropout y is s * a where it is kept: then the penalty has to be a function of that.
+        // With dropout, y = s * a where an element is kept. Then backward can use y if the slope at
+        // y equals the slope at a, if dropped elements do not count, and if l2 is known, because
+        // the caller has to divide l2 by s.
         const bool is_of_y = kIsHomogeneous<Act> && !dropped_count && penalty.is_weighted;
         if (output_tells(act, digits) && (!problem.drops() || (is_of_y && threshold > 0))) {
           state.kept = Kept::kOutput;

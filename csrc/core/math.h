@@ -1,5 +1,5 @@
-// The transcendental functions, branch-free on any number type. Layer: core.
-// NaN passes through. Coarse numbers (coarse.h) have shorter ways where they gain by it.
+// The transcendental functions, without branches, for any number type. Layer: core.
+// NaN gives NaN. Coarse numbers (coarse.h) have shorter formulas where these are faster.
 #pragma once
 
 #include "core/coarse.h"
@@ -10,7 +10,8 @@
 namespace actreg {
 namespace math {
 
-// 1 / (1 + exp(-x)), 1 less that, and the product of both, which is the slope; none cancels.
+// value = 1 / (1 + exp(-x)), complement = 1 - value, slope = value * complement. None of the three
+// is a difference of nearly equal numbers.
 template <class T>
 struct Sigmoid {
   T value, complement, slope;
@@ -19,7 +20,8 @@ template <class T>
 ACTREG_HD Sigmoid<T> sigmoid(T x) {
   const T e = exp_of_negative(minus_abs(x)), r = rough_reciprocal(T(1) + e);
   const T larger = refined(r, (T(1) - r) - e * r), smaller = e * larger;
-  // Near 1/2 the errors of the first form cancel, and in the tails the second form has none to.
+  // Where larger is near 1/2, its error hardly changes larger * (1 - larger). Where larger is near
+  // 1, the difference 1 - larger would cancel.
   const T slope = select(e > T(0.5), larger * (T(1) - larger), smaller * larger);
   return {select(x < T(0), smaller, larger), select(x < T(0), larger, smaller), slope};
 }
@@ -31,8 +33,9 @@ ACTREG_HD Jet<T> softplus(T x) {
   return {select(x < T(0), T(0), x) + log1p_of_unit(e), select(x < T(0), e * larger, larger)};
 }
 
-// (1 - e) / (1 + e) with e = exp(-2 |x|) = scale (1 + r + curve); <= 1.5 ulp. The slope is that of
-// 1 - tanh^2, which in the tails would cancel.
+// tanh(|x|) = (1 - e) / (1 + e) with e = exp(-2 |x|) = scale * (1 + r + curve). Error at most 1.5
+// ulp. The slope is 1 - tanh^2. This difference cancels in the tails: there the slope is
+// 4 e / (1 + e)^2.
 template <class T>
 ACTREG_HD Jet<T> tanh(T x) {
   using R = Range<Scalar<T>>;
@@ -40,9 +43,9 @@ ACTREG_HD Jet<T> tanh(T x) {
   const ReducedExp<T> e = reduced_exp(at_least(z, end));
   const T scale = power_of_two(e.shifted_k), rest = scale * e.m;
   const T r = reciprocal((T(1) + scale) + rest), t = ((T(1) - scale) - rest) * r;
-  // What t times the denominator leaves of the numerator, term by term: most of them are exact.
+  // The remainder (1 - e) - t * (1 + e), term by term, because most of the terms are exact.
   const T left = (((T(1) - scale) - t * (T(1) + scale)) - scale * e.r) - scale * e.curve;
-  // Where 1 + scale and 1 - scale are rounded, (1 - e) / (1 + e) rounds as 1 - 2 e does.
+  // For z < kIsBelowOne, 1 + scale may be inexact. There (1 - e) / (1 + e) rounds to 1 - 2 e.
   const T near_one = T(1) - T(2) * (scale + rest);
   const T value = select(z < T(R::kIsBelowOne), near_one, t + (left - rest * t) * r);
   const T tail = select(z < end, T(0), T(4) * (scale + rest) * (r * r));
@@ -57,7 +60,7 @@ ACTREG_HD Jet<Coarse<T>> tanh(Coarse<T> x) {
   return {select(square < N(0x1p-6), near_zero, copysign((N(1) - e) * r, x)), N(4) * e * (r * r)};
 }
 
-// exp(-z^2 / 2), for z up to kTailIsZero (coarse: for any)
+// exp(-z^2 / 2) for |z| <= kTailIsZero; for Coarse numbers, any z.
 template <class T>
 ACTREG_HD T gaussian(T z) {
   return exp_of_bounded(T(-0.5) * (z * z));
@@ -67,8 +70,9 @@ ACTREG_HD Coarse<T> gaussian(Coarse<T> z) {
   return Coarse<T>(fast_exp2(z.value * z.value * T(-kLog2E / 2)));
 }
 
-// The normal distribution function and its density. The upper tail is exp(-x^2/2) * a rational
-// function, so that the slope costs nothing and the lower tail keeps its relative accuracy.
+// {Phi(x), its density}, of the normal distribution. The tail 1 - Phi(|x|) is exp(-x^2 / 2) times a
+// rational function of |x|. So the density needs no second exponential, and Phi(x) for x < 0 keeps
+// its relative accuracy.
 template <class T>
 ACTREG_HD Jet<T> normal_cdf(T x) {
   using C = Coefficients<Scalar<T>>;
@@ -87,7 +91,8 @@ ACTREG_HD Jet<Coarse<T>> normal_cdf(Coarse<T> x) {
   return {select(x < N(0), tail, N(1) - tail), e * N(0.39894228040143267793994605993438)};
 }
 
-// Derivatives of the above, for dual numbers: from calculus, not from the polynomials.
+// The functions above on dual numbers. The derivatives are exact formulas, not those of the
+// polynomials.
 
 template <class T>
 ACTREG_HD Dual<T> exp_of_negative(Dual<T> x) {
@@ -121,30 +126,32 @@ ACTREG_HD Jet<Dual<T>> normal_cdf(Dual<T> x) {
   return {chain(s.value, s.slope, x), chain(s.slope, zero_wins(s.slope, -x.value), x)};
 }
 
-// x * tanh(softplus(x)); with e = exp(-|x|), tanh(softplus) is
+// x * gate, gate = tanh(softplus(x)). With e = exp(-|x|) the gate is
 //   (1 + 2 e) / (1 + 2 e + 2 e^2) for x > 0,   e (2 + e) / (2 + 2 e + e^2) for x < 0.
 template <class T>
 ACTREG_HD Jet<T> mish(T x) {
   const T e = exp_of_negative(minus_abs(x)), twice = e + e, square = e * e;
   const T c0 = select(x < T(0), T(2), T(1)), c2 = select(x < T(0), T(1), T(2));
   const T r = rough_reciprocal(c2 * square + (c0 + twice));
-  // From the terms of the denominator and not from their rounded sum.
+  // The residual 1 - r * (c0 + twice + c2 * square), term by term: the rounded sum in parentheses
+  // is less exact.
   const T reciprocal = refined(r, ((T(1) - c0 * r) - twice * r) - c2 * e * (e * r));
   const T gate =
       select(x < T(0), e * (T(2) + e) * reciprocal, T(1) - (square + square) * reciprocal);
   const T over = T(4) * e * (reciprocal * reciprocal);
   const T bend = over * (T(1) + e) * select(x < T(0), T(1), e);  // the slope of the gate
-  // About the slope's zero at -1.19, all of it over one denominator: 1 + x is exact there.
+  // The slope as one fraction: near the slope's zero at x = -1.19, its term 1 + x is exact.
   const T near_zero = over * ((T(1) + x) + e * ((T(1.5) + x) + e * (T(1) + T(0.25) * e)));
   return {x * gate, select(x < T(-0.5), near_zero, gate + x * bend)};
 }
-// With n = exp(x) the gate is u / (u + 2), u = n (n + 2); it is 1 well before n^4 overflows.
+// With n = exp(x) and u = n (n + 2), the gate is u / (u + 2). It rounds to 1 for x >= 20, and for
+// x <= 20 no product overflows.
 template <class T>
 ACTREG_HD Jet<Coarse<T>> mish(Coarse<T> x) {
   using N = Coarse<T>;
   const N low = at_most(x, N(20)), n = exp_of_negative(low), u = n * (n + N(2));
   const N r = reciprocal(u + N(2)), gate = u * r;
-  const N nan_at_infinity = x - x;  // torch's slope
+  const N nan_at_infinity = x - x;  // like torch's slope
   return {x * gate, gate + low * (N(4) * n * (n + N(1)) * (r * r)) + nan_at_infinity};
 }
 
@@ -154,7 +161,7 @@ ACTREG_HD Jet<T> tanhshrink(T x) {
   const T y = tanh(x).value;
   return {x - y, y * y};
 }
-// Near 0 the difference would cancel: there it is a series of its own.
+// Near 0 the difference x - tanh(x) would cancel: there a series gives it.
 template <class T>
 ACTREG_HD Jet<Coarse<T>> tanhshrink(Coarse<T> x) {
   using N = Coarse<T>;
@@ -163,7 +170,8 @@ ACTREG_HD Jet<Coarse<T>> tanhshrink(Coarse<T> x) {
   const N bend = x * square * (N(2.0 / 15) * square - N(1.0 / 3));
   const auto is_near_zero = square < N(0x1p-6);
   const N y = select(is_near_zero, x + bend, far);
-  return {select(is_near_zero, N(0) - bend, x - far), y * y};  // of -0 it is 0, as x - y
+  // At x = -0, 0 - bend is +0, like x - tanh(x).
+  return {select(is_near_zero, N(0) - bend, x - far), y * y};
 }
 
 }  // namespace math

@@ -1,5 +1,6 @@
-// The vocabulary that a formula may use, for the built-in number types. Layer: core.
-// A SIMD vector or a dual number offers the same functions, found by argument-dependent lookup.
+// The functions that a formula may use, here for float and double. Layer: core.
+// SIMD vectors (cpu/simd.h), Coarse numbers (coarse.h) and dual numbers (dual.h) define the same
+// functions; argument-dependent lookup finds them.
 #pragma once
 
 #include <cmath>
@@ -19,7 +20,7 @@
 
 namespace actreg {
 
-// The built-in type whose precision T has: Scalar<vector of float> is float.
+// The built-in type with the precision of T: Scalar<vector of float> is float.
 template <class T>
 struct ScalarOf {
   using type = typename T::Scalar;
@@ -48,13 +49,13 @@ template <class T>
 ACTREG_HD T minus_abs(T x) {
   return -abs(x);
 }
-// a with its sign turned where b's is negative
+// -a if the sign bit of b is set, else a
 template <class T>
 ACTREG_HD T times_sign(T a, T b) {
   return copysign(T(1), b) * a;
 }
 
-// The bound for what is beyond it; NaN stays.
+// max(x, low) and min(x, high), but NaN stays NaN
 template <class T>
 ACTREG_HD T at_least(T x, T low) {
   return select(x < low, low, x);
@@ -64,8 +65,9 @@ ACTREG_HD T at_most(T x, T high) {
   return select(x > high, high, x);
 }
 
-// 2^k, where `shifted` is k + 1.5 * 2^(mantissa bits): the sum has k in its low bits, so that
-// a shift into the exponent field leaves nothing else. k must give a normal number.
+// 2^k, from shifted = k + 1.5 * 2^23 (double: 2^52). The low bits of `shifted` are the integer k.
+// Adding the exponent's bias and shifting the sum into the exponent field gives 2^k; the shift
+// removes the other bits. 2^k must be a normal number.
 ACTREG_HD float power_of_two(float shifted) {
   int32_t bits;
   std::memcpy(&bits, &shifted, sizeof bits);
@@ -81,8 +83,8 @@ ACTREG_HD double power_of_two(double shifted) {
   return shifted;
 }
 
-// For coarse.h: 2^x and 1 / x in one instruction where there is one. Their relative errors are
-// below 2^-21; what is no normal number becomes 0.
+// 2^x and 1 / x for coarse.h, in one instruction if the processor has one. The relative error is
+// below 2^-21. A result that is not a normal number may become 0.
 ACTREG_HD float fast_exp2(float x) {
 #if defined(__CUDA_ARCH__)
   asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
@@ -100,7 +102,7 @@ ACTREG_HD float fast_reciprocal(float x) {
 #endif
 }
 
-ACTREG_HD double fast_reciprocal(double x) {  // 20 bits
+ACTREG_HD double fast_reciprocal(double x) {  // precise to 20 bits, like the GPU's instruction
 #if defined(__CUDA_ARCH__)
   asm("rcp.approx.ftz.f64 %0, %0;" : "+d"(x));
   return x;
@@ -119,13 +121,13 @@ template <class T>
 ACTREG_HD T ratio(T a, T b) {
   return a / b;
 }
-// 1 / b to half of its digits at least, for what is refined anyway.
+// 1 / b with at least half of its digits correct: the caller calls refined() on it.
 template <class T>
 ACTREG_HD T rough_reciprocal(T b) {
   return ratio(T(1), b);
 }
-// On a GPU a division of any two numbers is a subroutine: there, Newton's steps. (The emulation
-// defines the macro, to run them too.)
+// On a GPU the division of any two numbers is a subroutine. For b in [1, 2^126], Newton's steps
+// replace it. The emulation defines ACTREG_DEVICE_MATH to test these steps on the CPU.
 #if defined(__CUDA_ARCH__) || defined(ACTREG_DEVICE_MATH)
 ACTREG_HD float rough_reciprocal(float b) { return fast_reciprocal(b); }
 ACTREG_HD double rough_reciprocal(double b) {
@@ -145,23 +147,23 @@ template <class T>
 ACTREG_HD T reciprocal(T b) {
   return ratio(T(1), b);
 }
-// a / b for any b >= 1, infinity too.
+// a / b for any b >= 1, also infinity
 template <class T>
 ACTREG_HD T quotient(T a, T b) {
 #if defined(__CUDA_ARCH__) || defined(ACTREG_DEVICE_MATH)
   const T scale = select(b > T(0x1p100), T(0x1p-64), T(1));
-  return copysign(ratio(a * scale, b * scale), a);  // the last step makes -0 to 0
+  return copysign(ratio(a * scale, b * scale), a);  // Newton's last step turns -0 into 0
 #else
   return a / b;
 #endif
 }
-// r, an approximate root, after a step of Newton's that is its `residual` times r long.
+// One step of Newton's method for 1 / b: r is an approximation, residual = 1 - b * r.
 template <class T>
 ACTREG_HD T refined(T r, T residual) {
   return r + r * residual;
 }
 
-// The condition that always holds: lets one text serve the kernels with and without a mask.
+// A condition that is true at compile time: kernels with and without dropout share their code.
 struct Always {};
 template <class T>
 ACTREG_HD T select(Always, T a, T) {

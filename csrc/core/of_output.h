@@ -1,5 +1,5 @@
-// Activations as backward has them where y is in the place of x. Layer: core.
-// See Note [What is kept for backward].
+// Activations as functions of their output y, for backward if forward kept y and not x.
+// Layer: core. See Note [What is kept for backward].
 #pragma once
 
 #include <type_traits>
@@ -10,7 +10,8 @@
 
 namespace actreg {
 
-// act(act(x)) is act(x), slopes included; and act(c * x) is c * act(x) for c > 0.
+// Idempotent: at act(x), act has the same value and slope as at x.
+// Homogeneous: act(c * x) = c * act(x) for c > 0.
 template <class Act, class = void>
 constexpr bool kIsIdempotent = false;
 template <class Act>
@@ -20,7 +21,8 @@ constexpr bool kIsHomogeneous = false;
 template <class Act>
 constexpr bool kIsHomogeneous<Act, std::void_t<decltype(Act::kIsHomogeneous)>> = true;
 
-// The slope as a function of y, for those that are not idempotent and have one.
+// The slope act'(x) as a function of y = act(x). An idempotent activation needs none: it has the
+// same slope at y as at x.
 template <class T>
 ACTREG_HD T slope_of_output(LeakyRelu act, T y) {
   return act(y).slope;
@@ -52,21 +54,24 @@ template <class Act>
 constexpr bool
     kHasSlopeOfOutput<Act, std::void_t<decltype(slope_of_output(std::declval<Act>(), 0.0))>> = true;
 
-// Whether y tells the slope, if it has so many binary digits; 0 is for the half types' few.
+// Whether backward can compute the slope from y. `digits` is the number of bits of the mantissa of
+// y's type, or 0 for the half types.
 template <class Act>
 bool output_tells(const Act&, int digits) {
   return kIsIdempotent<Act> || (kHasSlopeOfOutput<Act> && digits > 0);
 }
-inline bool output_tells(Hardtanh, int digits) { return digits > 0; }  // its limits are rounded
+// In a half type y may be the rounded limit, at which the slope is 1 instead of 0.
+inline bool output_tells(Hardtanh, int digits) { return digits > 0; }
 inline bool output_tells(LeakyRelu act, int digits) {
   return digits > 0 && act.negative_slope >= 0;
 }
 inline bool output_tells(Softplus act, int digits) {
-  // Below the threshold, where y is not x, it may be larger than the threshold if that is low.
+  // beta * y may exceed a low threshold although beta * x does not. Above digits * log(2) this does
+  // no harm: there the slope rounds to 1.
   return digits > 0 && act.threshold > digits * 0.7 && act.beta > 1e-30 && act.beta < 1e30;
 }
 
-// The activation where y is in the place of x.
+// `act` as a function of y: the value is y, the slope is act'(x).
 template <class Act>
 struct OfOutput : Act {
   template <class T>
@@ -78,11 +83,11 @@ template <class Act>
 constexpr bool kIsOfOutput = false;
 template <class Act>
 constexpr bool kIsOfOutput<OfOutput<Act>> = true;
-// Whether a kernel may be asked for that.
+// Whether state_of (kept.h) can choose this combination: no kernel is compiled for the others.
 template <class Act, class E, bool kDrops>
 constexpr bool kIsChosen = !kIsOfOutput<Act> || (!kIsHalf<E> && (!kDrops || kIsHomogeneous<Act>));
 
-// Calls f(the activation as a function of what problem.x is).
+// Calls f(act), or f(OfOutput of act) if problem.x holds y and act has a slope_of_output.
 template <class F>
 ACTREG_INLINE void visit_of_x(F f, const Problem& problem) {
   visit(

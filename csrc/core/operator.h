@@ -1,5 +1,5 @@
-// The operator, for one element: what every backend, every instruction set and the second
-// derivatives run. Layer: core. Equations: docs/operator.md and actreg_ext/reference.py.
+// The operator for one element. Layer: core. Every backend, every instruction set and the second
+// derivatives run this code. The equations: docs/operator.md and actreg_ext/reference.py.
 #pragma once
 
 #include "core/jet.h"
@@ -15,20 +15,21 @@ struct PenaltySums {
     l2 += t * t;
   }
 };
-struct NoSums {  // where there is no penalty
+struct NoSums {  // instead of PenaltySums if there is no penalty
   template <class T>
   ACTREG_HD void add(T) {}
 };
 
-// What backward multiplies with; c = l * dpenalty / D, and dt/da is inside c1 and c2 already.
+// The coefficients of the penalty's gradient c1 * sign(a) + c2_twice * a: see Penalty::slopes.
 template <class T, class Condition>
 struct Slopes {
-  T c1, c2_twice;      // of |a| and of a^2
-  Condition l2_is_on;  // a coefficient of 0 is off even where a is infinite: 0 * inf is NaN
+  T c1, c2_twice;
+  Condition l2_is_on;  // c2_twice != 0; if it is 0, c2_twice * a would be NaN at a = inf
 };
 
-// y = keep ? act(x) * s : 0. An element counts in the penalty if t is not fixed to 0 by dropout;
-// t leaves out the factor s, which the finished sums are multiplied with.
+// Returns y = keep ? act(x) * s : 0, and adds a = act(x) to the sums if the element counts.
+// Elements that dropout set to 0 do not count towards a penalty on the output. There t = s * a, but
+// the sums leave out s: Penalty::finish multiplies the finished sums with it.
 template <class Act, class T, class Keep, class Counts, class Sums>
 ACTREG_HD T forward(const Act& act, T x, Keep keep, Counts counts, T s, Sums& sums) {
   const T a = act(x).value;
@@ -36,14 +37,14 @@ ACTREG_HD T forward(const Act& act, T x, Keep keep, Counts counts, T s, Sums& su
   return select(keep, a, T(0)) * s;
 }
 
-// Whether the slope at x is the first of an activation's two.
+// Whether the slope at x is two_slopes().on
 template <class Act, class T>
 ACTREG_HD auto is_on(const Act& act, T x) {
   return act(x).slope == T(act.two_slopes().on);
 }
 
 // dx = slope * (keep ? s * dy : 0  +  counts ? penalty : 0)
-// What is kept counts: of `counts` only what it says of the others is asked for.
+// A kept element always counts towards the penalty, so `counts` is read only for dropped elements.
 template <class T, class Keep, class Counts>
 ACTREG_HD T gradient(T slope, T penalty, T dy, Keep keep, Counts counts, T s) {
   return zero_wins(slope, select(keep, s * dy + penalty, select(counts, penalty, T(0))));
@@ -59,7 +60,8 @@ ACTREG_HD T backward(const Act& act, T x, T dy, Keep keep, Counts counts, T s,
                   s);
 }
 
-// The same from a bit in the place of x. See Note [What is kept for backward].
+// backward() with the bit `on` instead of x. The penalty's gradient is c1 alone: bits are kept only
+// if c2 is 0 and sign(a) is not needed. See Note [What is kept for backward].
 template <class On, class T, class Keep, class Counts>
 ACTREG_HD T backward_from_bit(On on, const TwoSlopes& slopes, T dy, Keep keep, Counts counts, T s,
                               T c1) {

@@ -1,4 +1,5 @@
-// From the kernels' sums to the penalty, and from its gradient back to theirs. Layer: core.
+// The penalty from the sums of the kernels, and the coefficients of backward from the penalty's
+// gradient. Layer: core.
 #pragma once
 
 #include <limits>
@@ -8,13 +9,15 @@
 namespace actreg {
 
 struct Penalty {
-  bool is_weighted = false;  // one number: l1 sum |t| + l2 sum t^2; else these two apart
+  // true: the penalty is one number, l1 * sum |t| + l2 * sum t^2. false: it is these two terms.
+  bool is_weighted = false;
   double l1 = 1, l2 = 1;
-  double s = 1;  // t is s times what the kernels sum: dropout's scale, or 1
+  double s = 1;  // t = s * a, and the kernels sum a: dropout's scale (penalty on the output), or 1
 
   ACTREG_HD bool is_off() const { return l1 == 0 && l2 == 0; }
 
-  // A coefficient that is on stays on, however small: forward and backward have to agree on that.
+  // A coefficient that is not 0 does not become 0, even if l / d underflows: 0 means off, and
+  // forward and backward must agree on what is off.
   void divide_by(double d) {
     for (double* l : {&l1, &l2}) {
       const double quotient = *l / d;
@@ -27,7 +30,7 @@ struct Penalty {
     return coefficient == 0 ? 0 : coefficient * value;
   }
 
-  // Leaves the penalty of the finished sums.
+  // Writes the penalty to out[0], or its two terms to out[0] and out[1].
   template <class Real>
   ACTREG_HD void finish(PenaltySums<double> sums, Real* out) const {
     sums = {s * sums.l1, s * s * sums.l2};
@@ -39,7 +42,8 @@ struct Penalty {
     }
   }
 
-  // What backward multiplies sign(a) and 2 a with, from d(loss)/d(penalty).
+  // The coefficients of backward, from dpenalty = d(loss)/d(penalty): {factor of sign(a), factor of
+  // 2 a}. A null dpenalty means 0.
   template <class Real>
   ACTREG_HD PenaltySums<double> slopes(const Real* dpenalty) const {
     if (!dpenalty) return {0, 0};

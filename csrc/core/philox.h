@@ -1,11 +1,12 @@
 // Random bits as a pure function of (seed, offset, position). Layer: core.
 //
 // Note [One mask everywhere]
-// The mask is a function of three integers and nothing else: no generator state, no thread, no
-// vector width, no grid. So it is never stored (backward draws it again) and is bit for bit the
-// same on every device. Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as
-// 1, 2, 3", SC 2011) gives 128 bits a call; an element takes 16 of them, because 32 bits for each
-// would cost more than the memory traffic of a bfloat16 tensor.
+// The mask is a function of three integers: seed, offset and position. It does not depend on a
+// generator's state, on the thread, on the vector width or on the grid. So the mask has the same
+// bits on every device, and it is never stored: backward redraws it. Philox4x32-10 (Salmon et al.,
+// "Parallel random numbers: as easy as 1, 2, 3", SC 2011) gives 128 bits per call. Each element
+// uses 16 of them: with 32 bits per element, drawing would take longer than the memory traffic of a
+// bfloat16 tensor.
 #pragma once
 
 #include <cstdint>
@@ -16,10 +17,11 @@ namespace actreg {
 
 constexpr int kElementsPerDraw = 8;
 
-// A word is any unsigned type of 64 bits a lane, of which the low 32 are the Philox word and the
-// others are rubbish: the 32 x 32 -> 64 bit product then needs no unpacking, only a shift.
+// A Word is a 64-bit integer, or a SIMD vector of them. The low 32 bits hold the Philox word; the
+// high bits are unspecified. So the high half of a 32 x 32 -> 64 bit product is one shift away, and
+// nothing has to be unpacked.
 ACTREG_HD uint64_t multiply_low_words(uint64_t a, uint32_t b) {
-#if defined(__CUDA_ARCH__)  // where the product of two 64-bit numbers costs an addition more
+#if defined(__CUDA_ARCH__)  // the product of two 64-bit numbers would take one addition more
   uint64_t product;
   asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(static_cast<uint32_t>(a)), "r"(b));
   return product;
@@ -40,7 +42,7 @@ ACTREG_HD void philox4x32_round(Word (&counter)[4], Word k0, Word k1) {
 
 constexpr int kRounds = 10;
 
-// The key of a round, in two halves.
+// The key of one round, in two halves.
 struct RoundKey {
   uint32_t low, high;
 
@@ -61,10 +63,11 @@ ACTREG_HD void philox4x32_10(uint64_t (&counter)[4], uint64_t key) {
   }
 }
 
-constexpr uint32_t kKeepAll = 65536;  // above every r
+constexpr uint32_t kKeepAll = 65536;  // a threshold above every r: p = 0
 
-// What draws a mask: keep(i) = r(i) < threshold, and kept elements are multiplied by `scale`,
-// which matches the threshold (not p), so that the expectation is exact.
+// The mask is keep(i) = r(i) < threshold, with 0 <= r(i) < 65536. Kept elements are multiplied with
+// scale = 65536 / threshold and not with 1 / (1 - p): the threshold is rounded, and with this scale
+// the expectation of y is exactly a.
 struct Dropout {
   uint64_t seed = 0, offset = 0;
   uint32_t threshold = kKeepAll;
@@ -77,13 +80,13 @@ struct Dropout {
   }
 };
 
-// Where element i of this tensor stands in the whole that the mask covers: the one place to
-// change for a tensor that is a shard of a larger one. Shards begin at multiples of 1024: what
-// draws in bulk takes the second word of the counter for the same in all groups that it draws at a
-// time.
+// The position of element i in the tensor that the mask covers. For a tensor that is a shard of a
+// larger one, only this function has to change. A shard must begin at a multiple of 1024: code that
+// draws for many elements at once assumes that the second word of the counter, `group >> 32` in
+// random_bits, is the same for all of them.
 ACTREG_HD uint64_t position(uint64_t i) { return i; }
 
-// r of one element: the scalar twin of what the vector and CUDA code draw in bulk.
+// r(i) of one element. cpu/words.h and cuda/tile.cuh draw the same bits for many elements at once.
 ACTREG_HD uint32_t random_bits(const Dropout& dropout, uint64_t i) {
   const uint64_t at = position(i), group = at / kElementsPerDraw, half = at % kElementsPerDraw;
   uint64_t word[4] = {group, group >> 32, dropout.offset, dropout.offset >> 32};

@@ -1,4 +1,4 @@
-// Names and parameters of the activations, read off the list. Layer: core (host only).
+// Visits activations, and finds them by name. Layer: core (host only).
 #pragma once
 
 #include <cstddef>
@@ -35,20 +35,21 @@ void for_each(F& f, std::index_sequence<I...>) {
 
 }  // namespace detail
 
-// std::visit without its exception: it would leave weak symbols in files compiled for AVX-512.
+// Like std::visit, but without its exception, whose code would be a weak symbol compiled for
+// AVX-512: see Note [One source for each instruction set].
 template <class F, class Variant>
 ACTREG_INLINE void visit(F f, const Variant& value) {
   detail::visit(f, value, std::make_index_sequence<std::variant_size_v<Variant>>{});
 }
 
-// Calls f(activation with its default parameters) for each in the list.
+// Calls f(act) for each activation of the list; act has its default parameters.
 template <class F>
 void for_each_activation(F f) {
   detail::for_each(f, std::make_index_sequence<kActivations>{});
 }
 
-// The activation of that name with those parameters (in order); nothing if there is none, or if
-// the number of parameters is not its own.
+// The activation called `name`, with `parameters` in the order of its parameters(). Returns nothing
+// if no activation has this name or if `count` is not its number of parameters.
 inline std::optional<Activation> make_activation(std::string_view name, const double* parameters,
                                                  std::size_t count) {
   std::optional<Activation> made;

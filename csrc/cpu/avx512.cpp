@@ -3,7 +3,8 @@
 #define ACTREG_VECTOR_BYTES 64
 #include "cpu/prelude.h"
 
-// Some of these CPUs convert to bfloat16, and all compilers but the oldest know of it.
+// Some CPUs with AVX-512 can round to bfloat16 by one instruction. GCC before 10 does not know this
+// instruction.
 #if defined(__clang__) || __GNUC__ >= 10
 #define ACTREG_AVX512_BF16
 namespace actreg {
@@ -15,7 +16,7 @@ const bool kHasAvx512Bf16 = __builtin_cpu_supports("avx512bf16");
 }  // namespace actreg
 #endif
 
-#if !defined(__clang__)  // whose own headers pass an undefined register where it does not matter
+#if !defined(__clang__)  // GCC's own header passes undefined registers that no instruction reads
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
@@ -27,7 +28,7 @@ const bool kHasAvx512Bf16 = __builtin_cpu_supports("avx512bf16");
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #if defined(ACTREG_AVX512_BF16)
-#pragma GCC target("avx512bf16")  // no compiler uses it unasked
+#pragma GCC target("avx512bf16")  // GCC uses it only for its intrinsics
 #endif
 #endif
 #include "cpu/loops.h"

@@ -1,4 +1,4 @@
-// Second derivatives on the CPU: the loop over core/curvature.h. Layer: cpu.
+// Second derivatives on the CPU: a loop that calls core/curvature.h. Layer: cpu.
 #include "core/curvature.h"
 
 #include "cpu/kernels.h"
@@ -7,7 +7,7 @@ namespace actreg {
 namespace cpu {
 
 void curvature(const Problem& problem, int64_t begin, int64_t end) {
-  const auto at = [](const void* from, int64_t i) {  // pointers may be unaligned
+  const auto at = [](const void* from, int64_t i) {  // `from` may be unaligned
     double value;
     std::memcpy(&value, static_cast<const char*>(from) + i * sizeof value, sizeof value);
     return value;

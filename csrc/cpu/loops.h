@@ -1,9 +1,10 @@
 // The loops over memory: load, draw, apply the operator, store. Layer: cpu.
 //
 // Note [One source for each instruction set]
-// avx512.cpp, avx2.cpp and default.cpp include this text under their own compiler target. All of
-// it is in an anonymous namespace or inlined, and these files include nothing of torch: a weak
-// symbol compiled for AVX-512 could be the copy that the linker keeps for everybody.
+// avx512.cpp, avx2.cpp and default.cpp include this file, each for its own instruction set. All of
+// this code is in an anonymous namespace or inlined, and the three files include no torch header,
+// because they must not define weak symbols: of each weak symbol the linker keeps one copy for the
+// whole library. If it kept a copy compiled for AVX-512, other code would crash on older CPUs.
 #include "core/kept.h"
 #include "core/operator.h"
 #include "core/problem.h"
@@ -14,7 +15,8 @@ namespace actreg {
 namespace cpu {
 namespace {
 
-// The dispatch inlines all but the loops: no std::get_if is left behind as a weak symbol.
+// For functions that dispatch: inlines everything but the loops, so that no std::get_if remains as
+// a weak symbol.
 #define ACTREG_FLATTEN __attribute__((flatten))
 #define ACTREG_OUT_OF_LINE __attribute__((noinline))
 
@@ -22,7 +24,9 @@ namespace {
 #include "cpu/storage.h"
 #include "cpu/words.h"
 
-// Calls step(j, which of kUnroll accumulators, Whole or First) over [0, count).
+// Calls step(j, u, extent) for each vector of [0, count). The vector begins at element j and adds
+// to accumulator u < kUnroll. Its extent is First if fewer than kUnroll whole vectors are left,
+// else Whole.
 constexpr int kUnroll = 4;
 template <class V, class Step>
 ACTREG_HD void for_each_vector(int64_t count, Step step) {
@@ -34,8 +38,8 @@ ACTREG_HD void for_each_vector(int64_t count, Step step) {
   for (; j < count; j += V::kLanes) step(j, 0, First{std::min<int64_t>(count - j, V::kLanes)});
 }
 
-// Leaves the bits of a block. A pass of its own over what the cache has: within the loop of forward
-// the sums would no longer fit into the registers.
+// Writes the bits (Task::bits) of a block. This is a second pass over the block, which is in cache:
+// in forward's own loop, the sums would no longer fit into the registers.
 template <bool kDrops, class E, class Act>
 ACTREG_OUT_OF_LINE void mark(const Act act, const Problem& problem, int64_t i, int64_t count,
                              const uint16_t* random) {
@@ -119,7 +123,7 @@ ACTREG_OUT_OF_LINE void backward_loop(const Act act, const Problem& problem, int
   }
 }
 
-// kDrops: the mask has to be drawn again.
+// kDrops: the mask must be redrawn (Task::draws_again).
 template <bool kDrops, class E>
 ACTREG_OUT_OF_LINE void backward_bits_loop(const Problem& problem, const TwoSlopes slopes,
                                            int64_t begin, int64_t end) {
@@ -150,7 +154,7 @@ ACTREG_OUT_OF_LINE void backward_bits_loop(const Problem& problem, const TwoSlop
   }
 }
 
-// From an activation and a problem's element and dropout to the loop made for them.
+// Calls launch(element, drops): the element type and whether there is dropout, both as types.
 template <class Act, class Launch>
 ACTREG_HD void dispatch(const Problem& problem, Launch launch) {
   visit(

@@ -1,5 +1,5 @@
-// Every standard header of the kernels, to be included before the compiler target changes: what
-// they define must stay runnable on any CPU. Layer: cpu.
+// All standard headers that the kernels use. Layer: cpu. Include this file before the compiler's
+// target changes: the functions of these headers must run on every CPU.
 #pragma once
 
 #include <algorithm>

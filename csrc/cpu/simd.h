@@ -1,6 +1,6 @@
-// Numbers that are SIMD registers, with the vocabulary of core/number.h. Layer: cpu.
-// Included once for each instruction set, inside its namespace and under its compiler target:
-// ACTREG_VECTOR_BYTES is the register's width. See Note [One source for each instruction set].
+// SIMD vectors, with the functions of core/number.h. Layer: cpu.
+// loops.h includes this file inside its anonymous namespace, once for each instruction set. A
+// register has ACTREG_VECTOR_BYTES bytes. See Note [One source for each instruction set].
 
 template <class S>
 struct Lane;
@@ -20,7 +20,7 @@ using Register __attribute__((vector_size(kBytes))) = S;
 
 template <class S>
 struct Mask {
-  Register<typename Lane<S>::Int> r;  // all bits of a lane, or none
+  Register<typename Lane<S>::Int> r;  // per lane: all bits 1 (true) or all 0 (false)
 
   friend ACTREG_HD Mask operator&(Mask a, Mask b) { return {a.r & b.r}; }
 };
@@ -64,7 +64,8 @@ struct Vec {
                              << Lane<S>::kMantissaBits));
   }
 #if defined(__x86_64__) && ACTREG_VECTOR_BYTES == 64
-  // Maximum and minimum return their second operand if one is NaN.
+  // These instructions return their second operand if an operand is NaN. That is x here, so NaN
+  // stays NaN.
   friend ACTREG_HD Vec at_least(Vec x, Vec low) {
     if constexpr (sizeof(S) == 4) {
       return Vec((Register<S>)_mm512_max_ps((__m512)low.r, (__m512)x.r));
@@ -79,7 +80,7 @@ struct Vec {
       return Vec((Register<S>)_mm512_min_pd((__m512d)high.r, (__m512d)x.r));
     }
   }
-  // One instruction for what takes seven without it.
+  // One instruction; the generic function in exponential.h takes seven.
   friend ACTREG_HD Vec times_power_of_two(Vec a, Vec shifted_k) {
     const Vec k = shifted_k - Vec(math::Range<S>::kRound);
     if constexpr (sizeof(S) == 4) {
@@ -89,12 +90,12 @@ struct Vec {
     }
   }
 #endif
-  // For coarse.h, as in number.h; x <= 126.
+  // fast_exp2 and fast_reciprocal: see number.h. For fast_exp2, x <= 126.
   friend ACTREG_HD Vec fast_exp2(Vec x) {
     x = at_least(x, Vec(-160));
     const Vec round(math::Range<S>::kRound), shifted = x + round, k = shifted - round;
     const Vec p = math::polynomial<math::Coefficients<Short<S>>::kExp2>(x - k);
-    using math::times_power_of_two;  // if there is none above
+    using math::times_power_of_two;  // where no friend above replaces it
     return times_power_of_two(p, shifted);
   }
   friend ACTREG_HD Vec fast_reciprocal(Vec b) {
@@ -107,7 +108,8 @@ struct Vec {
 #endif
     return select(b > Vec(0x1p126), Vec(0), r + r * (Vec(1) - b * r));
   }
-  // In double, by halves: the order is fixed and the rounding errors few.
+  // The sum of the lanes, in double. Each round adds the upper half of the lanes to the lower half,
+  // so the order is fixed and each lane is rounded log2(kLanes) times.
   friend ACTREG_HD double sum(Vec x) {
     double lane[kLanes];
     for (int i = 0; i < kLanes; ++i) lane[i] = x.r[i];
@@ -132,7 +134,7 @@ ACTREG_HD Mask<S> every_lane(bool condition) {
   return {(condition ? Int(-1) : Int(0)) - Register<Int>{}};
 }
 
-// Bit k of a number for lane k.
+// A number whose bit k is lane k of the mask.
 template <class S>
 ACTREG_HD unsigned lane_bits(Mask<S> mask) {
 #if defined(__x86_64__) && ACTREG_VECTOR_BYTES == 64
@@ -150,6 +152,7 @@ ACTREG_HD unsigned lane_bits(Mask<S> mask) {
   return bits;
 #endif
 }
+// The inverse of lane_bits.
 template <class S>
 ACTREG_HD Mask<S> lanes_with_bits(unsigned bits) {
   using Int = typename Lane<S>::Int;

@@ -1,6 +1,6 @@
-// Elements in memory to numbers in registers and back. Layer: cpu. Included as simd.h is.
-// float16 and bfloat16 are computed in float32, by the short ways, and rounded once, to nearest
-// even.
+// Loads and stores: from elements in memory to numbers in registers, and back. Layer: cpu.
+// loops.h includes this file like simd.h. float16 and bfloat16 are computed in float32, by the
+// shorter formulas (core/coarse.h), and rounded once, to nearest even.
 
 template <class E>
 struct NumberOf {
@@ -45,7 +45,8 @@ ACTREG_HD Vec<double> load(const double* from) {
 ACTREG_HD void store(float* to, Vec<float> x) { __builtin_memcpy(to, &x.r, sizeof x.r); }
 ACTREG_HD void store(double* to, Vec<double> x) { __builtin_memcpy(to, &x.r, sizeof x.r); }
 
-// 16-bit integers, each widened to a lane of S. Compilers split the conversion in two.
+// Widens 16-bit integers to lanes as wide as S. One intrinsic does it; without the intrinsic,
+// compilers split the conversion in two.
 template <class S>
 using Integers = Register<typename Lane<S>::Int>;
 template <class S>
@@ -67,7 +68,7 @@ ACTREG_HD Integers<S> widen(const void* from) {
   return __builtin_convertvector(load_register<Narrow>(from), Integers<S>);
 }
 
-// Random bits of a lane each.
+// r of the element in each lane.
 template <class S>
 struct RandomBits {
   Integers<S> r;
@@ -95,8 +96,8 @@ ACTREG_HD Vec<float> load(const BFloat16* from) {
 }
 ACTREG_HD void store(BFloat16* to, Vec<float> x) {
 #if defined(ACTREG_AVX512_BF16)
-  // One instruction, which takes denormal numbers for 0. In cache it makes relu's forward 21 %
-  // faster, gelu's 12 %.
+  // One instruction. It treats denormal numbers as 0, so vectors with denormal numbers use the code
+  // below. In cache the instruction makes relu's forward 21 % faster and gelu's 12 % faster.
   const int kDenormal = 0x20;
   if (kHasAvx512Bf16 && !_mm512_fpclass_ps_mask((__m512)x.r, kDenormal)) {
     const __m256bh narrow = _mm512_cvtneps_pbh((__m512)x.r);
@@ -126,18 +127,19 @@ ACTREG_HD void store(Half* to, Vec<float> x) {
   const __m128i narrow = _mm256_cvtps_ph((__m256)x.r, _MM_FROUND_TO_NEAREST_INT);
   __builtin_memcpy(to, &narrow, sizeof narrow);
 }
-#else  // no instruction for it: integer arithmetic
+#else  // no instruction converts float16: integer arithmetic
 ACTREG_HD Vec<float> load(const Half* from) {
   const Bits bits = load_bits(from), sign = (bits & 0x8000u) << 16;
   const Bits shifted = (bits & 0x7FFFu) << 13;
-  const Register<float> finite = (Register<float>)shifted * 0x1p112f;  // rebias; denormals too
+  const Register<float> finite = (Register<float>)shifted * 0x1p112f;  // bias 15 -> 127
   const Bits special = shifted | 0x7F800000u;                          // infinity and NaN
   const Register<int32_t> is_special = shifted >= (0x7C00u << 13);
   return Vec<float>((Register<float>)(sign | (is_special ? special : (Bits)finite)));
 }
 ACTREG_HD void store(Half* to, Vec<float> x) {
   const Bits bits = (Bits)x.r, magnitude = bits & 0x7FFFFFFFu, sign = (bits >> 16) & 0x8000u;
-  // Below 2^-14 the sum with 0.5 leaves the rounded denormal in the low mantissa bits.
+  // For magnitudes below 2^-14: adding 0.5 rounds the magnitude to a multiple of 2^-24, the spacing
+  // of float16's denormal numbers, and leaves it in the low bits of the mantissa.
   const Bits denormal = (Bits)((Register<float>)magnitude + 0.5f) - 0x3F000000u;
   const Bits normal = (magnitude - (112u << 23) + 0xFFFu + ((magnitude >> 13) & 1u)) >> 13;
   const Bits special = magnitude > 0x7F800000u ? Bits{} + 0x7E00u : Bits{} + 0x7C00u;
@@ -146,7 +148,7 @@ ACTREG_HD void store(Half* to, Vec<float> x) {
 }
 #endif
 
-// A whole vector, or the first elements of one at the end of a tensor.
+// The extent of a load or store: a whole vector, or its first `count` elements.
 struct Whole {};
 struct First {
   int64_t count;
@@ -181,14 +183,13 @@ ACTREG_HD Mask<S> lanes_of(First first) {
   return first_lanes<S>(first.count);
 }
 
-// A bit for each lane, from bit i of memory on; i is a multiple of the lanes.
+// Lane k of the mask becomes bit i + k of the memory. i is a multiple of the number of lanes.
 template <class S>
 ACTREG_HD void store_lane_bits(uint8_t* to, int64_t i, Mask<S> mask, Whole) {
   constexpr int kLanes = Vec<S>::kLanes;
   const unsigned bits = lane_bits(mask);
   if constexpr (kLanes >= 8) {
-    __builtin_memcpy(to + i / 8, &bits,
-                     kLanes / 8);  // the first bytes: no machine here has them last
+    __builtin_memcpy(to + i / 8, &bits, kLanes / 8);  // the low bytes: words.h asserts the order
   } else {
     to[i / 8] = static_cast<uint8_t>((i % 8 == 0 ? 0 : to[i / 8]) | bits << (i % 8));
   }

@@ -1,11 +1,11 @@
-// The random bits of many elements at once: what core/philox.h says of one. Layer: cpu. Included as
-// simd.h is.
+// The random bits of many elements at once, equal to random_bits() in core/philox.h. Layer: cpu.
+// loops.h includes this file like simd.h.
 
 #if defined(__BYTE_ORDER__)
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the bits of a word are stored as it is");
 #endif
 
-// Eight, four or two Philox words: the low half of each 64-bit lane.
+// A register of Philox words: one in the low half of each 64-bit lane.
 struct Words {
   static constexpr int kLanes = ACTREG_VECTOR_BYTES / 8;
   Register<uint64_t> r;
@@ -16,7 +16,7 @@ struct Words {
 
   friend ACTREG_HD Words operator^(Words a, Words b) { return Words(a.r ^ b.r); }
   friend ACTREG_HD Words operator>>(Words a, int bits) { return Words(a.r >> bits); }
-  // The one intrinsic that plain C++ does not reach: compilers multiply all 64 bits.
+  // Intrinsics, because for plain C++ compilers multiply all 64 bits of both lanes.
   friend ACTREG_HD Words multiply_low_words(Words a, uint32_t b) {
 #if defined(__x86_64__) && ACTREG_VECTOR_BYTES == 64
     return Words((Register<uint64_t>)_mm512_mul_epu32((__m512i)a.r, _mm512_set1_epi64(b)));
@@ -32,7 +32,7 @@ struct Words {
   }
 };
 
-// The low halves of the lanes, each of low's below high's.
+// In each lane: the low half of `low` becomes the low half, the low half of `high` the high half.
 ACTREG_HD Register<uint64_t> join_low_halves(Words low, Words high) {
 #if defined(__x86_64__) && ACTREG_VECTOR_BYTES == 64
   return (Register<uint64_t>)_mm512_mask_shuffle_epi32((__m512i)low.r, 0xAAAA, (__m512i)high.r,
@@ -42,7 +42,7 @@ ACTREG_HD Register<uint64_t> join_low_halves(Words low, Words high) {
 #endif
 }
 
-// The two vectors that take turns over the lanes of a and b: a0 b0 a2 b2 ... and a1 b1 a3 b3 ...
+// out[0] = a0 b0 a2 b2 ... and out[1] = a1 b1 a3 b3 ..., where a0 is lane 0 of a.
 ACTREG_HD void interleave(Register<uint64_t> a, Register<uint64_t> b,
                           Register<uint64_t> (&out)[2]) {
 #if defined(__clang__)
@@ -60,7 +60,7 @@ ACTREG_HD void interleave(Register<uint64_t> a, Register<uint64_t> b,
 #endif
 }
 
-// The keys of all rounds in memory, whence a vector of one costs a load at most.
+// The keys of all rounds, in memory: a vector with the same key in each lane then costs one load.
 struct KeyTable {
   uint64_t low[kRounds], high[kRounds];
 
@@ -69,22 +69,23 @@ struct KeyTable {
     for (int round = 0; round < kRounds; ++round, key.advance()) {
       low[round] = key.low, high[round] = key.high;
     }
-#if defined(__GNUC__)  // a compiler that knew them would make each anew for each vector
+#if defined(__GNUC__)  // hides the values: the compiler would recompute the keys for each vector
     asm("" : "+m"(low), "+m"(high));
 #endif
   }
 };
 
-// The elements that one register of words is for.
+// The number of elements for which one register of words draws.
 constexpr int kDrawn = Words::kLanes * kElementsPerDraw;
 
-// The random bits of kRegisters * kDrawn elements from a group on, in memory order. Of several
-// registers at once, because a round waits for the one before.
+// Writes the random bits of kRegisters * kDrawn elements, in memory order. `group` is the first
+// group; a group is the kElementsPerDraw elements of one draw. Several registers are drawn at once,
+// because each round waits for the round before: meanwhile the CPU works on another register.
 template <int kRegisters>
 ACTREG_HD void draw_registers(const KeyTable& keys, uint64_t offset, uint64_t group,
                               uint16_t* bits) {
-  // Even lanes take the first half of a register's groups, odd lanes the second half: interleaving
-  // the finished words then leaves the groups in their order.
+  // Even lanes draw the first half of a register's groups, odd lanes the second half. Example: with
+  // eight lanes the groups are 0 4 1 5 2 6 3 7. interleave() then puts the groups in order.
   constexpr int kHalf = Words::kLanes / 2;
   Register<uint64_t> lane;
   for (int j = 0; j < kHalf; ++j) lane[2 * j] = j, lane[2 * j + 1] = kHalf + j;
@@ -110,9 +111,10 @@ ACTREG_HD void draw_registers(const KeyTable& keys, uint64_t offset, uint64_t gr
   }
 }
 
-// The random bits of elements [i, i + count) and of some more, to fill a vector. With 1, 2, 4 and 8
-// registers at once relu's forward with dropout takes 0.335, 0.316, 0.294 and 0.299 ns an element
-// (float32, in cache, AVX-512, one core), and with AVX2 0.447, 0.398, 0.366 and 0.362.
+// Writes the random bits of elements [i, i + count), and of a few more to fill the last register.
+// With 1, 2, 4 and 8 registers at once, relu's forward with dropout takes 0.335, 0.316, 0.294 and
+// 0.299 ns per element with AVX-512, and 0.447, 0.398, 0.366 and 0.362 ns with AVX2 (float32, in
+// cache, one core).
 ACTREG_OUT_OF_LINE void draw(const Dropout dropout, int64_t i, int64_t count, uint16_t* bits) {
   constexpr int kRegisters = 4;
   const KeyTable keys(dropout.seed);

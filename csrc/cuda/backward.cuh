@@ -8,14 +8,14 @@
 namespace actreg {
 namespace cuda {
 
-// What a block needs beside the tile.
+// The inputs of backward other than x.
 template <class E>
 struct Gradient {
   using T = typename NumberOf<E>::type;
   const E* dy;  // null for zeros
   bool dy_is_scalar;
-  bool dropped_count;
-  // These come from the device's memory, once for each block: see read().
+  bool dropped_count;  // whether dropped elements count towards the penalty
+  // The members below are 0 until read() loads them from device memory.
   Dropout dropout;
   T c1, c2_twice;
   bool l2_is_on;
@@ -31,7 +31,8 @@ struct Gradient {
         l2_is_on(false),
         is_read(false) {}
 
-  // To be called when the loads of the first step are under way, which take as long.
+  // Call this after the loads of a step have been issued: then the thread waits for all of them at
+  // once. Only the first call reads.
   template <bool kDraws>
   __device__ void read(const Task& task, const RandomState& random,
                        const typename NumberOf<E>::Sum* dpenalty) {
@@ -42,7 +43,8 @@ struct Gradient {
     c1 = T(c.l1), c2_twice = T(2 * c.l2), l2_is_on = c.l2 != 0;
   }
 
-  // The thread's vectors `at`, `at` + 1, ... of dy, of the same element everywhere, or of zeros.
+  // Loads the thread's vectors `at`, `at` + 1, ... of dy. All elements are *dy if dy_is_scalar, and
+  // 0 if dy is null.
   template <bool kWhole, int kCount>
   __device__ void load_dy(const Tile<E>& tile, int at, Vector<E> (&to)[kCount]) const {
     if (dy && !dy_is_scalar) return load<kWhole>(tile, dy, at, to);
@@ -53,7 +55,7 @@ struct Gradient {
   }
 };
 
-// x becomes dx.
+// Replaces x by dx.
 template <bool kDrops, class E, class Act, int kCount, class IsOn, class Counts>
 __device__ void to_dx(const Act& act, const Gradient<E>& gradient, IsOn l2_is_on,
                       Counts dropped_count, const RandomBits<E> (&random)[kCount],

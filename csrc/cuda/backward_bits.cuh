@@ -1,4 +1,4 @@
-// Backward from bits: one launch reads dy and a bit for each element and writes dx. Layer: cuda.
+// Backward from bits: one launch reads dy and one bit per element and writes dx. Layer: cuda.
 // See Note [What is kept for backward].
 #pragma once
 
@@ -7,7 +7,7 @@
 namespace actreg {
 namespace cuda {
 
-// dy becomes dx; `on` has the bits of each vector.
+// Replaces dy by dx. on[j] has the bits of vector j.
 template <bool kDrops, class E, int kCount, class Counts>
 __device__ void to_dx_from_bits(const TwoSlopes& slopes, const Gradient<E>& gradient,
                                 Counts dropped_count, const RandomBits<E> (&random)[kCount],
@@ -35,7 +35,7 @@ __device__ void to_dx_from_bits(const TwoSlopes& slopes, const Gradient<E>& grad
   }
 }
 
-// kDrops: the mask has to be drawn again.
+// kDrops: the mask must be redrawn (Task::draws_again).
 template <bool kDrops, class E>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<E, false, kDrops>)
     backward_bits_kernel(const TwoSlopes slopes, const Task task, const int64_t n,

@@ -1,5 +1,5 @@
-// Second derivatives: core/curvature.h, one element a thread. Layer: cuda.
-// Rare, so short rather than fast.
+// Second derivatives: each thread calls core/curvature.h for one element at a time. Layer: cuda.
+// Second derivatives are rare, so this code is short rather than fast.
 #include "core/curvature.h"
 #include "cuda/launch.cuh"
 

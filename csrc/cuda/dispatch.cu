@@ -1,11 +1,11 @@
-// From a problem's element to the kernels made for it. Layer: cuda.
+// Calls the kernels of a problem's element type. Layer: cuda.
 #include "core/registry.h"
 #include "cuda/kernels.h"
 
 namespace actreg {
 namespace cuda {
 
-// float32.cu, float64.cu, float16.cu and bfloat16.cu have them.
+// float32.cu, float64.cu, float16.cu and bfloat16.cu instantiate these.
 template <class E>
 cudaError_t forward_of(const Problem&, const Launch&, const RandomState&, void*, Workspace*);
 template <class E>

@@ -1,4 +1,4 @@
-// Forward: one launch reads x, writes y and leaves the finished penalty. Layer: cuda.
+// Forward: one launch reads x and writes y and the finished penalty. Layer: cuda.
 #pragma once
 
 #include "core/kept.h"
@@ -9,7 +9,7 @@
 namespace actreg {
 namespace cuda {
 
-// The penalty's sums of one tile, by one thread. See Note [The penalty's bits].
+// One thread's sums of one tile, for the penalty. See Note [The penalty's bits].
 template <class T>
 struct TileSums {
   T l1{0}, l2{0};
@@ -20,7 +20,7 @@ struct TileSums {
   }
 };
 
-// x becomes y. counts(whether a valid element is kept) says whether the element counts.
+// Replaces x by y. counts(keep) tells whether an element counts towards the penalty.
 template <bool kDrops, bool kWhole, class E, class Act, int kCount, class Counts, class Sums>
 __device__ void to_y(const Act& act, const Dropout& dropout, const Tile<E>& tile, int at,
                      Counts counts, const RandomBits<E> (&random)[kCount], Vector<E> (&x)[kCount],
@@ -49,7 +49,7 @@ __device__ void to_y(const Act& act, const Dropout& dropout, const Tile<E>& tile
   }
 }
 
-// Leaves the bits of the thread's vectors for backward.
+// Writes the bits (Task::bits) of the thread's vectors.
 template <bool kDrops, bool kWhole, class E, class Act, int kCount>
 __device__ void mark(const Act& act, const Task& task, const Tile<E>& tile, int at,
                      const RandomBits<E> (&random)[kCount], const Vector<E> (&x)[kCount]) {
@@ -68,7 +68,8 @@ __device__ void mark(const Act& act, const Task& task, const Tile<E>& tile, int 
   }
 }
 
-// ready() is called when the step's loads are under way, before `dropout` is used.
+// Calls ready() after the loads of a step have been issued. ready() sets `dropout`, which is read
+// only afterwards.
 template <bool kDrops, class E, class Act, class Ready>
 __device__ PenaltySums<double> forward_tile(const Act& act, const Task& task,
                                             const Dropout& dropout, bool has_sums,
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<E, true, kDrops>)
   const bool is_first_thread = blockIdx.x == 0 && threadIdx.x == 0;
   Dropout dropout = task.dropout;
   bool is_read = false;
-  const auto ready = [&] {  // as Gradient::read
+  const auto ready = [&] {  // see Gradient::read
     if (!kDrops || is_read) return;
     is_read = true;
     dropout = drawn(task.dropout, random);

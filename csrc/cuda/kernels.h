@@ -1,5 +1,5 @@
-// The CUDA kernels' interface: raw pointers and a stream. Layer: cuda; must not know torch.
-// Each call launches one kernel and nothing else, allocates nothing and waits for nothing.
+// The interface of the CUDA kernels: raw pointers and a stream. Layer: cuda; must not know torch.
+// Each function launches one kernel and nothing else. It does not allocate and does not wait.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -11,49 +11,53 @@
 namespace actreg {
 namespace cuda {
 
-constexpr int kThreads = 256;  // of a block
+constexpr int kThreads = 256;  // per block
 
-// Where a mask's seed and offset come from: memory of the device where there is a pointer, which
-// a graph may replay with other numbers in it; else the values. `offset` is added in both cases.
+// The seed and offset of a mask. The seed is *seed_at, or `seed` if seed_at is null. The offset is
+// `offset`, plus *offset_at if offset_at is not null. The pointers are to device memory: a CUDA
+// graph can be replayed with other numbers in it.
 struct RandomState {
   const int64_t* seed_at = nullptr;
   const int64_t* offset_at = nullptr;
   uint64_t seed = 0, offset = 0;
-  int64_t* drawn = nullptr;  // where forward leaves {seed, offset}, if anywhere
+  int64_t* drawn = nullptr;  // if not null, forward writes {seed, offset} here
 };
 
 // Note [The penalty's bits]
-// The size of a tensor alone decides how it is cut into parts. One block sums a part, and the block
-// that finishes last adds the parts in their order; nothing is added by floating-point atomics. So
-// the order of all additions depends neither on the grid nor on the GPU. Thread sums are float
-// within a tile and double beyond, as on the CPU.
-// The bits are the same on all GPUs of one compute capability, from one build. Another capability
-// or another nvcc may give other last bits: nvcc fuses the multiplications and additions of an
-// activation as it likes. The sum of squares is fused explicitly (add_square), so that every way
-// through a tile adds alike.
-constexpr int kMaxParts = 4096;  // 16 for each thread of the last block to add; not tuned on a GPU
+// One build gives the penalty the same bits for any grid and on all GPUs of one compute capability:
+// - The order of the additions is fixed. The size of the tensor alone decides how it is cut into
+//   parts. One block sums a part, and the block that finishes last adds the parts in their order.
+//   There are no floating-point atomics.
+// - Whole tiles and other tiles run different code. The sum of squares is fused explicitly
+//   (add_square), so that both round it alike.
+// Another compute capability or another nvcc may give other last bits, because nvcc decides where
+// to fuse a multiplication and an addition of an activation.
+// A thread sums a tile in float, and everything beyond a tile is summed in double, as on the CPU.
+constexpr int kMaxParts = 4096;  // the last block's threads add 16 parts each; not tuned on a GPU
 struct Workspace {
   PenaltySums<double> part[kMaxParts];
-  unsigned finished;  // blocks; 0 before and after each launch, which therefore must not overlap
+  // The number of blocks that have finished. It is 0 before and after a launch, so launches with
+  // the same workspace must not overlap.
+  unsigned finished;
 };
 
 struct Launch {
-  int64_t n;            // elements
-  int device;           // the current one
-  int multiprocessors;  // that it has
+  int64_t n;            // number of elements
+  int device;           // number of the current device
+  int multiprocessors;  // of this device
   cudaStream_t stream;
 };
 
-// penalty: one or two numbers, double for double elements, float for the others.
+// penalty: one number if Penalty::is_weighted, else two; double for float64 elements, else float.
 cudaError_t forward(const Problem&, const Launch&, const RandomState&, void* penalty, Workspace*);
-// dpenalty: as penalty, on the device, or null. dy: null for zeros; of one element for all if
-// dy_is_scalar.
+// dpenalty: the gradient of `penalty`, in device memory; null means 0. Problem::dy: null means 0;
+// if dy_is_scalar, one element that stands for all.
 cudaError_t backward(const Problem&, const Launch&, const RandomState&, const void* dpenalty,
                      bool dy_is_scalar);
-// The same from problem.bits, or from none, in the place of x.
+// Like backward, but from Problem::bits instead of x; if they are null, every bit is taken as 1.
 cudaError_t backward_bits(const Problem&, const TwoSlopes&, const Launch&, const RandomState&,
                           const void* dpenalty, bool dy_is_scalar);
-// d(dx)/dx for each element, of double only.
+// Writes d(dx)/dx; float64 only.
 cudaError_t curvature(const Problem&, const Launch&, const RandomState&, const void* dpenalty,
                       bool dy_is_scalar);
 

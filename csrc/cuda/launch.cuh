@@ -1,4 +1,4 @@
-// From a problem to a launch: the kernel made for it, and its grid. Layer: cuda.
+// From a problem to a launch: picks the kernel and the grid. Layer: cuda.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -26,6 +26,7 @@ int parts_of(int64_t n) {
   return tiles < kMaxParts ? static_cast<int>(tiles) : kMaxParts;
 }
 
+// `dropout` with the seed and offset of `random`.
 __device__ inline Dropout drawn(Dropout dropout, const RandomState& random) {
   dropout.seed = random.seed_at ? static_cast<uint64_t>(*random.seed_at) : random.seed;
   dropout.offset = random.offset;
@@ -38,7 +39,7 @@ inline bool are_aligned(std::initializer_list<const void*> pointers) {
                      [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; });
 }
 
-// Returns launch(std::true_type if there is dropout).
+// Returns launch(std::true_type) with dropout, launch(std::false_type) without.
 template <class Act, class E, class F>
 cudaError_t dispatch(const Problem& problem, F launch) {
   if (problem.drops()) {
@@ -49,11 +50,11 @@ cudaError_t dispatch(const Problem& problem, F launch) {
   return cudaErrorInvalidValue;
 }
 
-// How many blocks of a kernel fit on a multiprocessor of the current device, whose number is
-// `device`. CUDA is asked once for each kernel and device.
+// Sets *blocks to the number of blocks of the kernel that fit on one multiprocessor of the current
+// device, whose number is `device`. The answer is cached for each kernel and device.
 template <auto kKernel>
 cudaError_t blocks_at_once(int device, int* blocks) {
-  constexpr int kDevices = 32;  // of the ones beyond CUDA is asked each time
+  constexpr int kDevices = 32;  // devices with higher numbers are not cached
   static std::atomic<int> known[kDevices];
   const bool is_kept = device >= 0 && device < kDevices;
   *blocks = is_kept ? known[device].load(std::memory_order_relaxed) : 0;
@@ -64,8 +65,8 @@ cudaError_t blocks_at_once(int device, int* blocks) {
   return error;
 }
 
-// Launches one block for each of `blocks` pieces of work, but no more than are resident at a time:
-// a block that goes on to its next piece pays its start and its end once.
+// Launches one block for each of `blocks` pieces of work, but at most as many blocks as fit on the
+// GPU at once. Then each block loops over several pieces, and pays for its start and end only once.
 template <auto kKernel, class... Arguments>
 cudaError_t run(int64_t blocks, const Launch& launch, const Arguments&... arguments) {
   int at_once = 0;

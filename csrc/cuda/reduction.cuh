@@ -1,4 +1,4 @@
-// The penalty's sums, from threads to blocks to the tensor. Layer: cuda.
+// Adds the sums for the penalty: over the threads of a block, then over the parts. Layer: cuda.
 // See Note [The penalty's bits].
 #pragma once
 
@@ -7,8 +7,9 @@
 namespace actreg {
 namespace cuda {
 
-// Over the threads of the block, in a fixed order. The result is thread 0's alone: the others may
-// go on, and begin the next sum, before it has read it.
+// Sums over the threads of the block, in a fixed order. Only thread 0 gets the result. Meanwhile
+// the other threads may begin the next call: before its first barrier, which waits for thread 0,
+// they do not write sums[0][0] and sums[1][0].
 __device__ inline PenaltySums<double> block_sum(PenaltySums<double> mine) {
   __shared__ double sums[2][kThreads];
   const int thread = threadIdx.x, warp = thread / kLanes, lane = thread % kLanes;
@@ -30,11 +31,11 @@ __device__ inline PenaltySums<double> block_sum(PenaltySums<double> mine) {
   return mine;
 }
 
-// Adds 1, or goes back to 0 after `last`; returns what was there. What this thread has written
-// before is seen by whoever comes later, and this thread sees what those who came earlier have
-// written.
+// Atomically adds 1 to *at, or sets it to 0 if it was `last`; returns the old value. Threads that
+// call this later see everything that this thread wrote before its call, and this thread sees
+// everything that earlier callers wrote before theirs.
 __device__ inline unsigned count_in_order(unsigned* at, unsigned last) {
-#if defined(__CUDA_ARCH__)  // one instruction in the place of two fences, which are stronger
+#if defined(__CUDA_ARCH__)  // one instruction; two fences would do more than is needed
   unsigned old;
   asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
                : "=r"(old)
@@ -48,8 +49,9 @@ __device__ inline unsigned count_in_order(unsigned* at, unsigned last) {
   return old;
 }
 
-// Whether this block is the last of the grid to come here; it then sees all that thread 0 of each
-// block has written before. The counter is left as it was found, at 0.
+// Whether this block is the last of the grid to call this. The last block sees everything that
+// thread 0 of each block wrote before its call. *finished is 0 before the first call and after the
+// last call.
 __device__ inline bool is_last_block(unsigned* finished) {
   __shared__ bool is_last;
   if (threadIdx.x == 0) is_last = count_in_order(finished, gridDim.x - 1) == gridDim.x - 1;
@@ -57,7 +59,7 @@ __device__ inline bool is_last_block(unsigned* finished) {
   return is_last;
 }
 
-// Over the parts, by one block. The loads of a turn do not wait for each other.
+// Sums all parts, by one block. Each thread issues kAtOnce loads before it waits for the first.
 __device__ inline PenaltySums<double> sum_of_parts(const Workspace& workspace, int parts) {
   constexpr int kAtOnce = 4;
   PenaltySums<double> mine{0, 0};

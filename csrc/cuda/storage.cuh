@@ -1,4 +1,4 @@
-// Elements in memory to numbers in registers and back. Layer: cuda.
+// Vectors of elements, and their conversion to numbers and back. Layer: cuda.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -11,7 +11,8 @@
 namespace actreg {
 namespace cuda {
 
-// float16 and bfloat16 are computed in float, by the short ways, and rounded once.
+// The type to compute with, and the type of the penalty. float16 and bfloat16 are computed in
+// float, by the shorter formulas (core/coarse.h), and rounded once.
 template <class E>
 struct NumberOf {
   using type = Coarse<float>;
@@ -28,7 +29,8 @@ struct NumberOf<double> {
   using Sum = double;
 };
 
-// What a thread loads and stores at once, and its elements as numbers.
+// The 16 bytes that a thread loads or stores at once. get(k) returns element k as a number;
+// set(k, pair) sets elements k and k + 1.
 template <class E>
 struct alignas(16) Vector {
   static constexpr int kElements = 16 / sizeof(E);
@@ -41,7 +43,8 @@ struct alignas(16) Vector {
   }
 };
 
-// Two elements of a word at a time, which the conversions of a pair cost as much as those of one.
+// The half types have two elements in each word. set() takes a pair, because converting a pair
+// costs as much as converting one number.
 struct alignas(16) Words {
   static constexpr int kElements = 8;
   uint32_t word[4];
@@ -69,8 +72,8 @@ struct Vector<Half> : Words {
   }
 };
 
-// One store of 128 bits. NVVM takes a store through a pointer apart into four of 32 bits where the
-// value comes from several branches.
+// One store of 128 bits. For a plain assignment nvcc may emit four stores of 32 bits: it does so
+// where the value comes from several branches.
 template <class E>
 __device__ void store_at_once(E* to, const Vector<E>& vector) {
 #if defined(__CUDA_ARCH__)
@@ -99,7 +102,7 @@ __device__ inline void fill(Vector<BFloat16>& vector, BFloat16 value) {
   for (uint32_t& word : vector.word) word = twice(value);
 }
 
-// t^2 + sum, rounded once: see Note [The penalty's bits].
+// t^2 + sum with one rounding: see Note [The penalty's bits].
 template <class T>
 __device__ T add_square(T t, T sum) {
   return std::fma(t, t, sum);

@@ -1,4 +1,5 @@
-// What a block works on at a time: which element is whose, loads, stores, the mask. Layer: cuda.
+// Tiles: the elements that a block works on at a time, how its threads load and store them, and
+// their random bits. Layer: cuda.
 #pragma once
 
 #include <type_traits>
@@ -9,36 +10,37 @@
 namespace actreg {
 namespace cuda {
 
-#if !defined(ACTREG_LARGE_FROM)  // the emulated device has both kinds of tiles in short tensors
+#if !defined(ACTREG_LARGE_FROM)  // the emulation sets less: short tensors then test both kinds
 #define ACTREG_LARGE_FROM (1 << 21)
 #endif
 
 constexpr int kLanes = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
-// Vector j of thread t is number j * kThreads + t of the tile, so that a warp reads without gaps.
+// Vector j of thread t is number j * kThreads + t of the tile, so a warp reads consecutive vectors.
 template <class E>
 struct Tile {
   static constexpr int kWidth = Vector<E>::kElements;
   // One draw serves kElementsPerDraw elements: the vectors of kSharers neighbouring lanes.
   static constexpr int kSharers = kElementsPerDraw / kWidth;
-  // A large tile has 32 elements for each thread, of double 8.
+  // In a large tile each thread has 32 elements (float64: 8).
   static constexpr int kVectors = sizeof(E) == 8 ? kSharers : 4 * kSharers;
   static constexpr int kElements = kThreads * kVectors * kWidth;
   static constexpr int kElementsOfSmall = kThreads * kElementsPerDraw;
 
   // Note [Small tensors]
-  // Large tiles keep a GPU of about 130 multiprocessors busy from 2^21 elements on: then there are
-  // 256 of them. A smaller tensor is cut into tiles of 2048 elements, one draw for each thread, in
-  // every type. The size of the tensor alone decides, never the GPU: the tiles decide the order in
-  // which the penalty is summed. The bound was not tuned on a GPU.
+  // A tensor of 2^21 or more elements is cut into large tiles, of 8192 elements (float64: 2048). It
+  // has at least 256 of them, enough for a GPU of about 130 multiprocessors. A smaller tensor is
+  // cut into small tiles of 2048 elements, where each thread draws once. The size of the tensor
+  // alone decides, never the GPU, because the tiles decide the order in which the penalty is
+  // summed. The bound was not tuned on a GPU.
   static ACTREG_HD bool are_large(int64_t n) { return n >= ACTREG_LARGE_FROM; }
   static ACTREG_HD int elements_of(int64_t n) {
     return are_large(n) ? kElements : kElementsOfSmall;
   }
 
   int64_t begin, n;  // the tile's first element; the tensor's size
-  bool is_aligned;   // every pointer is a multiple of 16
+  bool is_aligned;   // every pointer of the problem is a multiple of 16
 
   __device__ Tile(int64_t begin, int64_t n, bool is_aligned)
       : begin(begin), n(n), is_aligned(is_aligned) {}
@@ -49,11 +51,11 @@ struct Tile {
   __device__ int64_t first_of(int j) const {
     return begin + (j * kThreads + static_cast<int>(threadIdx.x)) * kWidth;
   }
-  // Where vector j of the warp's first lane begins.
+  // The first element of vector j of the warp's lane 0.
   __device__ int64_t row_of(int j) const {
     return first_of(j) - static_cast<int>(threadIdx.x % kLanes) * kWidth;
   }
-  // Whether the warp loads and stores its vectors j in one piece.
+  // Whether each lane of the warp can load and store its vector j as 16 aligned bytes.
   __device__ bool has_row(int j) const { return is_aligned && n - row_of(j) >= kLanes * kWidth; }
   // How many elements of vector j belong to the tensor.
   __device__ int valid(int j) const {
@@ -63,19 +65,20 @@ struct Tile {
 };
 
 // Note [Whole tiles and others]
-// A thread works on a whole tile in steps: all loads of a step come before its first store. A step
-// is four vectors of each input, 64 bytes; backward takes two of a half type, whose 16 elements
-// become 16 numbers in registers. The end of a tensor, small tensors, and tensors that are not
-// aligned go through the same arithmetic in steps of kSharers vectors. kWhole is the template
-// argument that tells the two apart.
+// A tile is whole if it is large, aligned and entirely inside the tensor. A thread works on a tile
+// in steps: it loads all vectors of a step before it stores the first. In a whole tile
+// (kWhole = true) a step has four vectors, 64 bytes, of each input; backward of a half type takes
+// two, because their 16 elements become 16 numbers in registers. All other tiles (kWhole = false)
+// have the same arithmetic in steps of kSharers vectors.
 template <class E, bool kIsForward, bool kWhole>
 constexpr int kVectorsAtOnce = !kWhole                         ? Tile<E>::kSharers
                                : sizeof(E) == 2 && !kIsForward ? 2
                                                                : 4;
 
-// For __launch_bounds__, which bound the registers: as many blocks to a multiprocessor as fit
-// without a spill in the loop over steps, on sm_80, sm_90, sm_100 and sm_120 (`make cuda`). What a
-// few kernels spill, up to ten instructions, they spill once for a tile or for a block.
+// kMinBlocks is the second argument of __launch_bounds__: blocks per multiprocessor, which limits
+// the registers of a thread. These are the largest numbers without a spill in the loop over steps,
+// on sm_80, sm_90, sm_100 and sm_120 (`make cuda`). A few kernels spill outside this loop: up to
+// ten instructions, once per tile or once per block.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
 constexpr int kMinBlocksOfFloatForward = 2;  // with three, up to 24 kernels would spill there
 #else
@@ -88,7 +91,8 @@ constexpr int kMinBlocks = sizeof(E) == 8   ? 1
                            : kIsForward     ? kMinBlocksOfFloatForward
                                             : 2;
 
-// Calls visit(whether the tile is whole, at) for each step. See Note [Whole tiles and others].
+// Calls visit(whole, at) for each step, whose first vector is `at`. `whole` is std::true_type if
+// the tile is whole, else std::false_type. See Note [Whole tiles and others].
 template <bool kIsForward, class E, class Visit>
 __device__ void for_each_step(const Tile<E>& tile, Visit visit) {
   if (tile.is_whole()) {
@@ -104,14 +108,14 @@ __device__ void for_each_step(const Tile<E>& tile, Visit visit) {
   }
 }
 
-// std::bool_constant, for the device.
+// std::bool_constant for device code.
 template <bool kValue>
 struct Constant {
   __device__ constexpr operator bool() const { return kValue; }
 };
 
-// Calls visit(flag). In a whole tile visit gets a constant: then the flag is tested once for a
-// step, not once for an element.
+// Calls visit(flag). In a whole tile the argument is a compile-time constant: the flag is tested
+// once per step instead of once per element.
 template <bool kWhole, class Visit>
 __device__ void with_flag(bool flag, Visit visit) {
   if constexpr (!kWhole) {
@@ -123,14 +127,15 @@ __device__ void with_flag(bool flag, Visit visit) {
   }
 }
 
-// A warp's vectors on their way from or to memory element by element.
+// Shared memory for load() and store(): a row of vectors for each warp, which moves them between
+// this row and global memory element by element.
 template <class E>
 __device__ Vector<E> (*staging()) [kLanes] {
   __shared__ Vector<E> buffer[kThreads / kLanes][kLanes];
   return buffer;
 }
 
-// The thread's vectors `at`, `at` + 1, ... of the tile; 0 for what is not the tensor's.
+// Loads the thread's vectors `at`, `at` + 1, ... of the tile. Elements beyond the tensor are 0.
 template <bool kWhole, class E, int kCount>
 __device__ void load(const Tile<E>& tile, const E* from, int at, Vector<E> (&to)[kCount]) {
 #pragma unroll
@@ -177,8 +182,8 @@ __device__ void store(const Tile<E>& tile, E* to, int at, const Vector<E> (&from
   }
 }
 
-// A bit for each element of the thread's vector j, in the low bits of `mine`, to memory; a byte has
-// those of kSharers neighbouring lanes.
+// Stores the bits of the thread's vector j: one per element, in the low bits of `mine`. kSharers
+// neighbouring lanes together have the bits of one byte.
 template <class E>
 __device__ void store_bits(const Tile<E>& tile, uint8_t* to, int j, unsigned mine) {
   constexpr int kSharers = Tile<E>::kSharers;
@@ -188,7 +193,7 @@ __device__ void store_bits(const Tile<E>& tile, uint8_t* to, int j, unsigned min
   const int64_t first = tile.first_of(j);
   if (threadIdx.x % kSharers == 0 && first < tile.n) to[first / 8] = static_cast<uint8_t>(mine);
 }
-// And back; all are on where there are none.
+// Loads the bits of the thread's vector j into the low bits. If `from` is null, every bit is 1.
 template <class E>
 __device__ unsigned load_bits(const Tile<E>& tile, const uint8_t* from, int j) {
   const int64_t first = tile.first_of(j);
@@ -196,19 +201,23 @@ __device__ unsigned load_bits(const Tile<E>& tile, const uint8_t* from, int j) {
   return from[first / 8] >> (first % 8);
 }
 
-// The random bits of a vector's elements, two in each word.
+// r of a vector's elements: 16 bits each, two in each word.
 template <class E>
 struct RandomBits {
   uint32_t word[Vector<E>::kElements / 2];
 
-  // r < threshold for element k; threshold < 65536. Of both only the upper halves of a word differ.
+  // r < threshold for element k, with threshold < 65536. Both are compared in the upper half of a
+  // word. For an odd k the lower half of the word does not matter, because the lower half of
+  // threshold << 16 is 0.
   __device__ bool is_below(uint32_t threshold, int k) const {
     return k % 2 ? word[k / 2] < threshold << 16 : word[k / 2] << 16 < threshold << 16;
   }
 };
 
-// Those of the thread's vectors `at`, `at` + 1, ...: each lane draws for one of the kSharers
-// vectors that it and its neighbours have side by side, and they exchange the words.
+// Draws the random bits of the thread's vectors `at`, `at` + 1, .... One draw serves the vectors j
+// of kSharers neighbouring lanes. Each of these lanes draws once, for another j, and they exchange
+// the words. Example (float32, kSharers = 2): the even lane draws for vector `at` of both lanes,
+// the odd lane for vector `at` + 1 of both.
 template <class E, int kCount>
 __device__ void draw(const Tile<E>& tile, const Dropout& dropout, int at,
                      RandomBits<E> (&bits)[kCount]) {
@@ -221,7 +230,7 @@ __device__ void draw(const Tile<E>& tile, const Dropout& dropout, int at,
     uint64_t counter[4] = {group, group >> 32, dropout.offset, dropout.offset >> 32};
     philox4x32_10(counter, dropout.seed);
 #pragma unroll
-    for (int turn = 0; turn < kSharers; ++turn) {  // with the lane sharer ^ turn
+    for (int turn = 0; turn < kSharers; ++turn) {  // exchange words with lane `other`
       const int other = sharer ^ turn;
 #pragma unroll
       for (int w = 0; w < kWords; ++w) {
