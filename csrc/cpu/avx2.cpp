@@ -23,7 +23,7 @@ namespace {
 bool is_supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 }  // namespace
 
-const Kernels kAvx2{"AVX2", &is_supported, &forward, &backward, &backward_bits};
+const Kernels kAvx2 = kernels_of("AVX2", &is_supported);
 
 }  // namespace cpu
 }  // namespace actreg

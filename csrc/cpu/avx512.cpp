@@ -47,7 +47,7 @@ bool is_supported() {
 }
 }  // namespace
 
-const Kernels kAvx512{"AVX512", &is_supported, &forward, &backward, &backward_bits};
+const Kernels kAvx512 = kernels_of("AVX512", &is_supported);
 
 }  // namespace cpu
 }  // namespace actreg

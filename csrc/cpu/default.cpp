@@ -10,7 +10,7 @@ namespace {
 bool is_supported() { return true; }
 }  // namespace
 
-const Kernels kDefault{"DEFAULT", &is_supported, &forward, &backward, &backward_bits};
+const Kernels kDefault = kernels_of("DEFAULT", &is_supported);
 
 }  // namespace cpu
 }  // namespace actreg

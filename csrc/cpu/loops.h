@@ -59,30 +59,24 @@ ACTREG_OUT_OF_LINE PenaltySums<double> forward_loop(const Act act, const Problem
                                                     int64_t begin, int64_t end) {
   using V = typename NumberOf<E>::type;
   using S = typename Plain<V>::Scalar;
-  const Dropout dropout = problem.dropout;
-  const uint32_t counted = problem.counted;
-  const V s(kDrops ? dropout.scale : 1);
-  alignas(64) uint16_t random[kBlock];
+  const Masks<kDrops> masks(problem);
+  const V s(kDrops ? problem.dropout.scale : 1);
   PenaltySums<double> total{0, 0};
+  alignas(64) uint16_t random[kBlock];
   for (int64_t i = begin; i < end; i += kBlock) {
+    const int64_t count = masks.draw_block(i, end, random);
     const E* x = static_cast<const E*>(problem.x) + i;
     E* y = static_cast<E*>(problem.out) + i;
     std::conditional_t<kHasPenalty, PenaltySums<V>, NoSums> sums[kUnroll] = {};
-    const int64_t count = std::min(kBlock, end - i);
-    if constexpr (kDrops) draw(dropout, i, count, random);
     if constexpr (kHasTwoSlopes<Act>) {
       if (problem.bits) mark<kDrops, E>(act, problem, i, count, random);
     }
     for_each_vector<Plain<V>>(count, [&](int64_t j, int u, auto extent) {
-      const auto valid = lanes_of<S>(extent);
-      const V in = load(x + j, extent);
-      if constexpr (kDrops) {
-        const auto r = load_random_bits<S>(random + j);
-        store(y + j, forward(act, in, r < dropout.threshold, (r < counted) & valid, s, sums[u]),
-              extent);
-      } else {
-        store(y + j, forward(act, in, Always{}, valid, s, sums[u]), extent);
-      }
+      const auto mask = masks.template of<S>(random + j);
+      store(y + j,
+            forward(act, load(x + j, extent), mask.keep, mask.counts & lanes_of<S>(extent), s,
+                    sums[u]),
+            extent);
     });
     if constexpr (kHasPenalty) {
       for (int u = 1; u < kUnroll; ++u) sums[0].l1 += sums[u].l1, sums[0].l2 += sums[u].l2;
@@ -98,27 +92,20 @@ ACTREG_OUT_OF_LINE void backward_loop(const Act act, const Problem& problem, int
                                       int64_t end) {
   using V = typename NumberOf<E>::type;
   using S = typename Plain<V>::Scalar;
-  const Dropout dropout = problem.dropout;
-  const uint32_t counted = problem.counted;
-  const V s(kDrops ? dropout.scale : 1);
+  const Masks<kDrops> masks(problem);
+  const V s(kDrops ? problem.dropout.scale : 1);
   const Slopes<V, Mask<S>> c{V(problem.c1), V(problem.c2_twice),
                              every_lane<S>(problem.c2_twice != 0)};
   alignas(64) uint16_t random[kBlock];
   for (int64_t i = begin; i < end; i += kBlock) {
+    const int64_t count = masks.draw_block(i, end, random);
     const E* x = static_cast<const E*>(problem.x) + i;
     const E* dy = static_cast<const E*>(problem.dy) + i;
     E* dx = static_cast<E*>(problem.out) + i;
-    const int64_t count = std::min(kBlock, end - i);
-    if constexpr (kDrops) draw(dropout, i, count, random);
     for_each_vector<Plain<V>>(count, [&](int64_t j, int, auto extent) {
       const V in = load(x + j, extent), gradient = load(dy + j, extent);
-      if constexpr (kDrops) {
-        const auto r = load_random_bits<S>(random + j);
-        store(dx + j, backward(act, in, gradient, r < dropout.threshold, r < counted, s, c),
-              extent);
-      } else {
-        store(dx + j, backward(act, in, gradient, Always{}, Always{}, s, c), extent);
-      }
+      const auto mask = masks.template of<S>(random + j);
+      store(dx + j, backward(act, in, gradient, mask.keep, mask.counts, s, c), extent);
     });
   }
 }
@@ -129,27 +116,19 @@ ACTREG_OUT_OF_LINE void backward_bits_loop(const Problem& problem, const TwoSlop
                                            int64_t begin, int64_t end) {
   using V = typename NumberOf<E>::type;
   using S = typename Plain<V>::Scalar;
-  const Dropout dropout = problem.dropout;
-  const uint32_t counted = problem.counted;
-  const V s(dropout.scale), c1(problem.c1);
+  const Masks<kDrops> masks(problem);
+  const V s(problem.dropout.scale), c1(problem.c1);
   alignas(64) uint16_t random[kBlock];
   for (int64_t i = begin; i < end; i += kBlock) {
+    const int64_t count = masks.draw_block(i, end, random);
     const E* dy = static_cast<const E*>(problem.dy) + i;
     E* dx = static_cast<E*>(problem.out) + i;
-    const int64_t count = std::min(kBlock, end - i);
-    if constexpr (kDrops) draw(dropout, i, count, random);
     for_each_vector<Plain<V>>(count, [&](int64_t j, int, auto extent) {
       const V gradient = load(dy + j, extent);
       const auto on =
           problem.bits ? load_lane_bits<S>(problem.bits, i + j, extent) : every_lane<S>(true);
-      if constexpr (kDrops) {
-        const auto r = load_random_bits<S>(random + j);
-        store(dx + j,
-              backward_from_bit(on, slopes, gradient, r < dropout.threshold, r < counted, s, c1),
-              extent);
-      } else {
-        store(dx + j, backward_from_bit(on, slopes, gradient, Always{}, Always{}, s, c1), extent);
-      }
+      const auto mask = masks.template of<S>(random + j);
+      store(dx + j, backward_from_bit(on, slopes, gradient, mask.keep, mask.counts, s, c1), extent);
     });
   }
 }
@@ -207,6 +186,11 @@ ACTREG_FLATTEN void backward_bits(const Problem& problem, const TwoSlopes& slope
         }
       },
       problem.element);
+}
+
+// The table of these kernels.
+constexpr Kernels kernels_of(const char* name, bool (*is_supported)()) {
+  return {name, is_supported, &forward, &backward, &backward_bits};
 }
 
 }  // namespace

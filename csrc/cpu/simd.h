@@ -166,3 +166,7 @@ template <class S>
 ACTREG_HD Mask<S> operator&(Mask<S> mask, Always) {
   return mask;
 }
+template <class S>
+ACTREG_HD Mask<S> operator&(Always, Mask<S> mask) {
+  return mask;
+}

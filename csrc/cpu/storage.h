@@ -4,19 +4,7 @@
 
 template <class E>
 struct NumberOf {
-  using type = Vec<float>;
-};
-template <>
-struct NumberOf<double> {
-  using type = Vec<double>;
-};
-template <>
-struct NumberOf<Half> {
-  using type = Coarse<Vec<float>>;
-};
-template <>
-struct NumberOf<BFloat16> {
-  using type = Coarse<Vec<float>>;
+  using type = std::conditional_t<kIsHalf<E>, Coarse<Vec<float>>, Vec<E>>;
 };
 template <class S>
 ACTREG_HD Vec<S> plain(Vec<S> x) {
@@ -36,14 +24,15 @@ ACTREG_HD R load_register(const void* from) {
   return value;
 }
 
-ACTREG_HD Vec<float> load(const float* from) {
-  return Vec<float>(load_register<Register<float>>(from));
+// For float and double; the half types have their own functions below.
+template <class S>
+ACTREG_HD Vec<S> load(const S* from) {
+  return Vec<S>(load_register<Register<S>>(from));
 }
-ACTREG_HD Vec<double> load(const double* from) {
-  return Vec<double>(load_register<Register<double>>(from));
+template <class S>
+ACTREG_HD void store(S* to, Vec<S> x) {
+  __builtin_memcpy(to, &x.r, sizeof x.r);
 }
-ACTREG_HD void store(float* to, Vec<float> x) { __builtin_memcpy(to, &x.r, sizeof x.r); }
-ACTREG_HD void store(double* to, Vec<double> x) { __builtin_memcpy(to, &x.r, sizeof x.r); }
 
 // Widens 16-bit integers to lanes as wide as S. One intrinsic does it; without the intrinsic,
 // compilers split the conversion in two.

@@ -1,8 +1,9 @@
-// The random bits of many elements at once, equal to random_bits() in core/philox.h. Layer: cpu.
-// loops.h includes this file like simd.h.
+// The random bits of many elements at once, equal to random_bits() in core/philox.h, and the masks
+// that they give. Layer: cpu. loops.h includes this file like simd.h.
 
 #if defined(__BYTE_ORDER__)
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the bits of a word are stored as it is");
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+              "draw_registers and store_lane_bits need little-endian words");
 #endif
 
 // A register of Philox words: one in the low half of each 64-bit lane.
@@ -127,3 +128,37 @@ ACTREG_OUT_OF_LINE void draw(const Dropout dropout, int64_t i, int64_t count, ui
     draw_registers<1>(keys, dropout.offset, first + j / kElementsPerDraw, bits + j);
   }
 }
+
+// Which elements of a vector dropout keeps, and which count towards the penalty.
+template <class Condition>
+struct VectorMask {
+  Condition keep, counts;
+};
+
+// The masks of a problem's vectors. Without dropout (kDrops is false) both conditions are Always,
+// so loops have one text for both cases.
+template <bool kDrops>
+struct Masks {
+  Dropout dropout;
+  uint32_t counted;
+
+  explicit ACTREG_HD Masks(const Problem& problem)
+      : dropout(problem.dropout), counted(problem.counted) {}
+
+  // For the vector of S whose random bits begin at `random`.
+  template <class S>
+  ACTREG_HD auto of(const uint16_t* random) const {
+    if constexpr (kDrops) {
+      const auto r = load_random_bits<S>(random);
+      return VectorMask<Mask<S>>{r < dropout.threshold, r < counted};
+    } else {
+      return VectorMask<Always>{};
+    }
+  }
+  // Draws the random bits of the block that begins at element i; returns its number of elements.
+  ACTREG_HD int64_t draw_block(int64_t i, int64_t end, uint16_t* random) const {
+    const int64_t count = std::min(kBlock, end - i);
+    if constexpr (kDrops) draw(dropout, i, count, random);
+    return count;
+  }
+};

@@ -63,24 +63,11 @@ __device__ void to_dx(const Act& act, const Gradient<E>& gradient, IsOn l2_is_on
   using T = typename NumberOf<E>::type;
   const T s(gradient.dropout.scale);
   const Slopes<T, bool> slopes{gradient.c1, gradient.c2_twice, l2_is_on};
-#pragma unroll
-  for (int j = 0; j < kCount; ++j) {
-#pragma unroll
-    for (int k = 0; k < Vector<E>::kElements; k += 2) {
-      T dx[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const T in = x[j].get(k + i), dy_i = dy[j].get(k + i);
-        if constexpr (kDrops) {
-          const bool keep = random[j].is_below(gradient.dropout.threshold, k + i);
-          dx[i] = backward(act, in, dy_i, keep, bool{dropped_count}, s, slopes);
-        } else {
-          dx[i] = backward(act, in, dy_i, Always{}, Always{}, s, slopes);
-        }
-      }
-      x[j].set(k, dx);
-    }
-  }
+  transform(x, [&](int j, int k, T in) {
+    const T dy_k = dy[j].get(k);
+    const auto keep = random[j].template keep<kDrops>(gradient.dropout, k);
+    return backward(act, in, dy_k, keep, bool{dropped_count}, s, slopes);
+  });
 }
 
 template <bool kDrops, class E, class Act>
@@ -113,8 +100,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<E, false, kDrops>)
 }
 
 template <class E>
-cudaError_t backward_of(const Problem& problem, const Launch& launch, const RandomState& random,
-                        const void* dpenalty, bool dy_is_scalar) {
+cudaError_t KernelsOf<E>::backward(const Problem& problem, const Launch& launch,
+                                   const RandomState& random, const void* dpenalty,
+                                   bool dy_is_scalar) {
   const bool is_aligned =
       are_aligned({problem.x, problem.out, dy_is_scalar ? nullptr : problem.dy});
   cudaError_t error = cudaSuccess;

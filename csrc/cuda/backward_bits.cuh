@@ -14,25 +14,11 @@ __device__ void to_dx_from_bits(const TwoSlopes& slopes, const Gradient<E>& grad
                                 const unsigned (&on)[kCount], Vector<E> (&dy)[kCount]) {
   using T = typename NumberOf<E>::type;
   const T s(gradient.dropout.scale), c1 = gradient.c1;
-#pragma unroll
-  for (int j = 0; j < kCount; ++j) {
-#pragma unroll
-    for (int k = 0; k < Vector<E>::kElements; k += 2) {
-      T dx[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const T dy_i = dy[j].get(k + i);
-        const bool is_on = on[j] >> (k + i) & 1;
-        if constexpr (kDrops) {
-          const bool keep = random[j].is_below(gradient.dropout.threshold, k + i);
-          dx[i] = backward_from_bit(is_on, slopes, dy_i, keep, bool{dropped_count}, s, c1);
-        } else {
-          dx[i] = backward_from_bit(is_on, slopes, dy_i, Always{}, Always{}, s, c1);
-        }
-      }
-      dy[j].set(k, dx);
-    }
-  }
+  transform(dy, [&](int j, int k, T dy_k) {
+    const auto keep = random[j].template keep<kDrops>(gradient.dropout, k);
+    const bool is_on = on[j] >> k & 1;
+    return backward_from_bit(is_on, slopes, dy_k, keep, bool{dropped_count}, s, c1);
+  });
 }
 
 // kDrops: the mask must be redrawn (Task::draws_again).
@@ -66,8 +52,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<E, false, kDrops>)
 }
 
 template <class E>
-cudaError_t backward_bits_of(const Problem& problem, const TwoSlopes& slopes, const Launch& launch,
-                             const RandomState& random, const void* dpenalty, bool dy_is_scalar) {
+cudaError_t KernelsOf<E>::backward_bits(const Problem& problem, const TwoSlopes& slopes,
+                                        const Launch& launch, const RandomState& random,
+                                        const void* dpenalty, bool dy_is_scalar) {
   const bool is_aligned = are_aligned({problem.out, dy_is_scalar ? nullptr : problem.dy});
   const auto launch_kernel = [&](auto draws) {
     return run<backward_bits_kernel<decltype(draws)::value, E>>(

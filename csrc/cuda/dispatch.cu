@@ -4,23 +4,14 @@
 
 namespace actreg {
 namespace cuda {
-
-// float32.cu, float64.cu, float16.cu and bfloat16.cu instantiate these.
-template <class E>
-cudaError_t forward_of(const Problem&, const Launch&, const RandomState&, void*, Workspace*);
-template <class E>
-cudaError_t backward_of(const Problem&, const Launch&, const RandomState&, const void*, bool);
-template <class E>
-cudaError_t backward_bits_of(const Problem&, const TwoSlopes&, const Launch&, const RandomState&,
-                             const void*, bool);
-
 namespace {
 
-// Returns launch(element).
+// Returns launch(KernelsOf the problem's element type).
 template <class F>
 cudaError_t dispatch(const Problem& problem, F launch) {
   cudaError_t error = cudaSuccess;
-  visit([&](auto element) { error = launch(element); }, problem.element);
+  visit([&](auto element) { error = launch(KernelsOf<typename decltype(element)::type>{}); },
+        problem.element);
   return error;
 }
 
@@ -28,25 +19,22 @@ cudaError_t dispatch(const Problem& problem, F launch) {
 
 cudaError_t forward(const Problem& problem, const Launch& launch, const RandomState& random,
                     void* penalty, Workspace* workspace) {
-  return dispatch(problem, [&](auto element) {
-    using E = typename decltype(element)::type;
-    return forward_of<E>(problem, launch, random, penalty, workspace);
+  return dispatch(problem, [&](auto kernels) {
+    return kernels.forward(problem, launch, random, penalty, workspace);
   });
 }
 
 cudaError_t backward(const Problem& problem, const Launch& launch, const RandomState& random,
                      const void* dpenalty, bool dy_is_scalar) {
-  return dispatch(problem, [&](auto element) {
-    using E = typename decltype(element)::type;
-    return backward_of<E>(problem, launch, random, dpenalty, dy_is_scalar);
+  return dispatch(problem, [&](auto kernels) {
+    return kernels.backward(problem, launch, random, dpenalty, dy_is_scalar);
   });
 }
 
 cudaError_t backward_bits(const Problem& problem, const TwoSlopes& slopes, const Launch& launch,
                           const RandomState& random, const void* dpenalty, bool dy_is_scalar) {
-  return dispatch(problem, [&](auto element) {
-    using E = typename decltype(element)::type;
-    return backward_bits_of<E>(problem, slopes, launch, random, dpenalty, dy_is_scalar);
+  return dispatch(problem, [&](auto kernels) {
+    return kernels.backward_bits(problem, slopes, launch, random, dpenalty, dy_is_scalar);
   });
 }
 

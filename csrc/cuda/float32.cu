@@ -5,12 +5,7 @@
 namespace actreg {
 namespace cuda {
 
-template cudaError_t forward_of<float>(const Problem&, const Launch&, const RandomState&, void*,
-                                       Workspace*);
-template cudaError_t backward_of<float>(const Problem&, const Launch&, const RandomState&,
-                                        const void*, bool);
-template cudaError_t backward_bits_of<float>(const Problem&, const TwoSlopes&, const Launch&,
-                                             const RandomState&, const void*, bool);
+template struct KernelsOf<float>;
 
 }  // namespace cuda
 }  // namespace actreg

@@ -27,26 +27,15 @@ __device__ void to_y(const Act& act, const Dropout& dropout, const Tile<E>& tile
                      Sums& sums) {
   using T = typename NumberOf<E>::type;
   const T s(dropout.scale);
-#pragma unroll
-  for (int j = 0; j < kCount; ++j) {
-    const int valid = kWhole ? Vector<E>::kElements : tile.valid(at + j);
-#pragma unroll
-    for (int k = 0; k < Vector<E>::kElements; k += 2) {
-      T y[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const T in = x[j].get(k + i);
-        const bool is_valid = k + i < valid;
-        if constexpr (!kDrops) {
-          y[i] = forward(act, in, Always{}, is_valid, s, sums);
-        } else {
-          const bool keep = random[j].is_below(dropout.threshold, k + i);
-          y[i] = forward(act, in, keep, is_valid && counts(keep), s, sums);
-        }
-      }
-      x[j].set(k, y);
+  transform(x, [&](int j, int k, T in) {
+    const bool is_valid = kWhole || k < tile.valid(at + j);
+    if constexpr (!kDrops) {
+      return forward(act, in, Always{}, is_valid, s, sums);
+    } else {
+      const bool keep = random[j].is_below(dropout.threshold, k);
+      return forward(act, in, keep, is_valid && counts(keep), s, sums);
     }
-  }
+  });
 }
 
 // Writes the bits (Task::bits) of the thread's vectors.
@@ -146,8 +135,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<E, true, kDrops>)
 }
 
 template <class E>
-cudaError_t forward_of(const Problem& problem, const Launch& launch, const RandomState& random,
-                       void* penalty, Workspace* workspace) {
+cudaError_t KernelsOf<E>::forward(const Problem& problem, const Launch& launch,
+                                  const RandomState& random, void* penalty, Workspace* workspace) {
   const bool is_aligned = are_aligned({problem.x, problem.out});
   const int parts = parts_of<E>(launch.n);
   cudaError_t error = cudaSuccess;

@@ -61,5 +61,17 @@ cudaError_t backward_bits(const Problem&, const TwoSlopes&, const Launch&, const
 cudaError_t curvature(const Problem&, const Launch&, const RandomState&, const void* dpenalty,
                       bool dy_is_scalar);
 
+// The functions above for one element type. forward.cuh, backward.cuh and backward_bits.cuh define
+// them; float32.cu, float64.cu, float16.cu and bfloat16.cu each instantiate all of them.
+template <class E>
+struct KernelsOf {
+  static cudaError_t forward(const Problem&, const Launch&, const RandomState&, void* penalty,
+                             Workspace*);
+  static cudaError_t backward(const Problem&, const Launch&, const RandomState&,
+                              const void* dpenalty, bool dy_is_scalar);
+  static cudaError_t backward_bits(const Problem&, const TwoSlopes&, const Launch&,
+                                   const RandomState&, const void* dpenalty, bool dy_is_scalar);
+};
+
 }  // namespace cuda
 }  // namespace actreg

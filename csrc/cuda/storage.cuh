@@ -4,6 +4,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 #include "core/coarse.h"
 #include "core/problem.h"
 #include "cuda/kernels.h"
@@ -15,18 +17,8 @@ namespace cuda {
 // float, by the shorter formulas (core/coarse.h), and rounded once.
 template <class E>
 struct NumberOf {
-  using type = Coarse<float>;
-  using Sum = float;
-};
-template <>
-struct NumberOf<float> {
-  using type = float;
-  using Sum = float;
-};
-template <>
-struct NumberOf<double> {
-  using type = double;
-  using Sum = double;
+  using type = std::conditional_t<kIsHalf<E>, Coarse<float>, E>;
+  using Sum = std::conditional_t<kIsHalf<E>, float, E>;
 };
 
 // The 16 bytes that a thread loads or stores at once. get(k) returns element k as a number;
@@ -89,17 +81,27 @@ __device__ void store_at_once(E* to, const Vector<E>& vector) {
 
 template <class E>
 __device__ void fill(Vector<E>& vector, E value) {
-  for (E& element : vector.element) element = value;
+  if constexpr (kIsHalf<E>) {
+    for (uint32_t& word : vector.word) word = value.bits | uint32_t{value.bits} << 16;
+  } else {
+    for (E& element : vector.element) element = value;
+  }
 }
-template <class E>
-__device__ uint32_t twice(E value) {
-  return value.bits | uint32_t{value.bits} << 16;
-}
-__device__ inline void fill(Vector<Half>& vector, Half value) {
-  for (uint32_t& word : vector.word) word = twice(value);
-}
-__device__ inline void fill(Vector<BFloat16>& vector, BFloat16 value) {
-  for (uint32_t& word : vector.word) word = twice(value);
+
+// Replaces element k of vector j by f(j, k, the element), for all elements.
+template <class E, int kCount, class F>
+__device__ void transform(Vector<E> (&vectors)[kCount], F f) {
+  using T = typename NumberOf<E>::type;
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) {
+#pragma unroll
+    for (int k = 0; k < Vector<E>::kElements; k += 2) {
+      T pair[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) pair[i] = f(j, k + i, vectors[j].get(k + i));
+      vectors[j].set(k, pair);
+    }
+  }
 }
 
 // t^2 + sum with one rounding: see Note [The penalty's bits].

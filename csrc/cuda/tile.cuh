@@ -212,6 +212,15 @@ struct RandomBits {
   __device__ bool is_below(uint32_t threshold, int k) const {
     return k % 2 ? word[k / 2] < threshold << 16 : word[k / 2] << 16 < threshold << 16;
   }
+  // Whether dropout keeps element k: Always without dropout (kDrops is false).
+  template <bool kDrops>
+  __device__ auto keep(const Dropout& dropout, int k) const {
+    if constexpr (kDrops) {
+      return is_below(dropout.threshold, k);
+    } else {
+      return Always{};
+    }
+  }
 };
 
 // Draws the random bits of the thread's vectors `at`, `at` + 1, .... One draw serves the vectors j

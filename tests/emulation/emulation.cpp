@@ -147,7 +147,8 @@ void wait_for_warp(Place place) { wait(Thread::kAtWarpBarrier, place); }
 int lane() { return static_cast<int>(threadIdx.x % kLanes); }
 
 void expect_all(unsigned lanes) {
-  if (lanes != ~0u) throw std::runtime_error("emulation: a shuffle by some lanes of a warp only");
+  if (lanes != ~0u)
+    throw std::runtime_error("emulation: only some lanes of a warp take part in a shuffle");
 }
 
 uint64_t exchange(uint64_t value, int from, Place place) {
