@@ -90,7 +90,8 @@ template <class E>
 struct Expected {
   using S = typename Format<E>::Scalar;
   std::vector<E> x, dy;
-  std::vector<double> y, dx, size, l1, l2;  // l1[i], l2[i]: sums over the elements before i
+  // size[i] scales the error allowed at element i. l1[i] and l2[i] are sums over elements [0, i).
+  std::vector<double> y, dx, size, l1, l2;
 
   template <class Act>
   Expected(const Act& act, const Problem& problem, int64_t n, int64_t first_special = 0)

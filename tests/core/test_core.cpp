@@ -32,9 +32,9 @@ void test_philox() {  // compares with the known answers of Random123
     for (int i = 0; i < 4; ++i) equal = equal && static_cast<uint32_t>(word[i]) == c.expected[i];
     check(equal, "philox4x32-10, a known answer");
   }
-  Dropout dropout(0.5);  // position 8 * group + 5 reads half 1 of word 2
+  Dropout dropout(0.5);  // element 8 * group + 5 uses half 1 of word 2, because 5 = 2 * 2 + 1
   dropout.seed = 0x299f31d0a4093822, dropout.offset = 0x0370734413198a2e;
-  const uint64_t group = 0x05a308d3243f6a88;  // the third case's, 3 bits fewer: a position has 64
+  const uint64_t group = 0x05a308d3243f6a88;  // 8 * group must fit into 64 bits
   uint64_t word[4] = {group & 0xFFFFFFFF, group >> 32, 0x13198a2e, 0x03707344};
   philox4x32_10(word, dropout.seed);
   check(random_bits(dropout, 8 * group + 5) == (word[2] >> 16 & 0xFFFF), "position of the bits");

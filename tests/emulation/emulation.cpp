@@ -68,8 +68,8 @@ std::vector<unsigned> order_of(unsigned count, unsigned salt) {
 
 std::string name(Place place) { return place.file + (":" + std::to_string(place.line)); }
 
-// Lets the threads [begin, end) continue if all of them wait at the barrier. As on a GPU, a thread
-// that has ended does not block the block's barrier.
+// Lets the threads [begin, end) continue if all of them wait at `barrier`. As on a GPU, threads
+// that have ended count as waiting at a block's barrier.
 void release(Block& block, unsigned begin, unsigned end, decltype(Thread::state) barrier) {
   const Thread* first = nullptr;
   bool agree = true;
