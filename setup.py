@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from setuptools import setup
+from setuptools.command.egg_info import egg_info
 
 ANY_TORCH = "torch>=2.11"  # what a source distribution asks for; a wheel asks for its own release
 
@@ -249,14 +250,18 @@ def build_options() -> dict[str, Any]:
 
     # The extension runs with this minor release of PyTorch alone, as doctor.why_unusable checks.
     release = ".".join(torch.__version__.split(".")[:2])
-    options: dict[str, Any] = {
+
+    class Metadata(egg_info):
+        def finalize_options(self) -> None:
+            if os.environ.get("ACTREG_TAG") == "1":
+                self.tag_build = f"+torch{release}"
+            super().finalize_options()
+
+    return {
         "ext_modules": [extension],
-        "cmdclass": {"build_ext": BuildExtension},
+        "cmdclass": {"build_ext": BuildExtension, "egg_info": Metadata},
         "install_requires": [f"torch=={release}.*"],
     }
-    if os.environ.get("ACTREG_TAG") == "1":
-        options["options"] = {"egg_info": {"tag_build": f"+torch{release}"}}
-    return options
 
 
 # Source distributions need no PyTorch. pip asks for dist_info before it downloads any dependency,

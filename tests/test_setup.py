@@ -121,6 +121,8 @@ def test_a_wheel_asks_for_its_pytorch(build: Build, tmp_path: Path) -> None:
 
 
 def test_a_published_wheel_names_its_pytorch(build: Build, tmp_path: Path) -> None:
+    """From a source distribution, too, which brings a setup.cfg with an empty tag."""
+    (build.tree / "setup.cfg").write_text("[egg_info]\ntag_build = \n")
     active = environment(tmp_path / "active", "2.12.7+cpu")
     build.run(active, ACTREG_TAG="1")
     assert build.metadata()["Version"] == f"{actreg_ext.__version__}+torch2.12"
