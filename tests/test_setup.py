@@ -74,10 +74,9 @@ class Build:
         for name in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
             shutil.copy(ROOT / name, self.tree)
         self.own = environment(folder / "own")
-        found = Path(setuptools.__file__).parents[1]
-        names = ("setuptools", "_distutils_hack", f"setuptools-{setuptools.__version__}.dist-info")
-        for name in names:
-            (packages(self.own) / name).symlink_to(found / name)
+        for pattern in ("setuptools", "setuptools-*", "_distutils_hack"):
+            for found in Path(setuptools.__file__).parents[1].glob(pattern):
+                (packages(self.own) / found.name).symlink_to(found)
 
     def run(self, *path: Path, argv0: str = "-c", **more: str) -> str:
         """What setup.py prints, with these environments in PATH, as a build tool calls it."""
