@@ -3,7 +3,8 @@
 Everything else about the package is in pyproject.toml. The switches are environment variables:
 
     ACTREG_CUDA        0 leaves the CUDA kernels out, 1 insists on them; unset: if possible
-    ACTREG_TORCH_SITE  the site-packages directory that has torch, where it is hidden (see MISSING)
+    ACTREG_TORCH_SITE  the site-packages directory that has torch, where setup.py does not find it
+    ACTREG_TAG         1 names the PyTorch in the version (0.1.0+torch2.13), for published wheels
     WERROR             1 turns warnings into errors
     CXX, MAX_JOBS, CUDA_HOME, TORCH_CUDA_ARCH_LIST    as in every PyTorch extension
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import site
 import subprocess
@@ -23,14 +25,34 @@ from types import ModuleType
 from typing import Any
 
 from setuptools import setup
+from setuptools.command.egg_info import egg_info
 
-MISSING = """
-actreg_ext: building needs the PyTorch it will run with, and none was found in
+ANY_TORCH = "torch>=2.11"  # what a source distribution asks for; a wheel asks for its own release
+
+NO_TORCH = """
+actreg_ext: building needs the PyTorch it will run with, and there is none for Python {python} in
   {places}
 Install PyTorch first (https://pytorch.org/get-started), then one of
-  pip install .                        # pip: finds the torch of this environment
-  pip install --no-build-isolation .   # any tool (uv pip, poetry, python -m build --no-isolation)
+  pip install .                        # pip: looks in the environment that pip belongs to
+  uv pip install .                     # uv and others: look in the activated environment
+  pip install --no-build-isolation .   # any tool; setuptools and ninja must be installed, too
 or point ACTREG_TORCH_SITE at the site-packages directory that has torch.
+"""
+
+NO_COMPILER = """
+actreg_ext: building needs a C++ compiler, and {problem}. Install one:
+  Debian, Ubuntu   sudo apt install g++
+  Fedora, RHEL     sudo dnf install gcc-c++
+  macOS            xcode-select --install
+  conda            conda install -c conda-forge cxx-compiler
+If yours has another name: CXX=NAME pip install .
+"""
+
+NO_HEADERS = """
+actreg_ext: building needs the headers of Python {python}; {folder} has no Python.h. Install them:
+  Debian, Ubuntu   sudo apt install python{python}-dev
+  Fedora, RHEL     sudo dnf install python{python}-devel
+  others           take a Python that brings its headers: from conda, uv, pyenv or python.org
 """
 
 
@@ -45,13 +67,48 @@ def import_torch() -> ModuleType:
         places = os.environ.get("ACTREG_TORCH_SITE", "").split(os.pathsep) + site.getsitepackages()
         if sys.prefix == sys.base_prefix:
             places.append(site.getusersitepackages())
+        places += site_directories(active_environment())
         places = [place for place in dict.fromkeys(places) if os.path.isdir(place)]
         if not any(os.path.isfile(os.path.join(p, "torch", "version.py")) for p in places):
-            raise SystemExit(MISSING.format(places="\n  ".join(places))) from None
+            python = "{}.{}".format(*sys.version_info)
+            raise SystemExit(NO_TORCH.format(python=python, places="\n  ".join(places))) from None
         # Appended, so that the isolated setuptools wins; and all, for torch's dependencies.
         sys.path += [place for place in places if place not in sys.path]
         import torch
+    where = os.path.dirname(os.path.dirname(os.path.abspath(torch.__file__)))
+    print(f"actreg_ext: building for torch {torch.__version__} of {where}", file=sys.stderr)
     return torch
+
+
+def active_environment() -> str:
+    """The root of the environment that a tool installs into while it builds in one of its own.
+
+    Empty where there is none, and for pip and setup.py, which run in the environment that they
+    install into: any other one would be wrong. uv overwrites VIRTUAL_ENV, but what was activated
+    stays in PATH. The order is uv's: a virtual environment, conda's, .venv in the project.
+    """
+    if "PIP_BUILD_TRACKER" in os.environ or os.path.basename(sys.argv[0]) == "setup.py":
+        return ""
+    roots = [os.environ.get("VIRTUAL_ENV", "")]
+    programs = os.environ.get("PATH", "").split(os.pathsep)
+    roots += [os.path.dirname(p) for p in programs if os.path.isfile(f"{p}/../pyvenv.cfg")]
+    roots.append(os.environ.get("CONDA_PREFIX", ""))
+    if "UV_INTERNAL__BUILD_DIR" in os.environ:
+        roots.append(os.path.abspath(".venv"))
+    own = os.path.realpath(sys.prefix)
+    others = [root for root in roots if os.path.isdir(root) and os.path.realpath(root) != own]
+    return others[0] if others else ""
+
+
+def site_directories(root: str) -> list[str]:
+    """Where the Python of an environment has its packages; none if it is not such a Python."""
+    python = os.path.join(root, "bin", "python")
+    if not (root and os.path.isfile(python)):
+        return []
+    ask = "import sys, sysconfig as s; print(s.get_config_var('SOABI'), *sys.path, sep='\\n')"
+    abi, *path = output_of(python, "-I", "-c", ask).splitlines() or [""]
+    same = abi == sysconfig.get_config_var("SOABI")
+    return [place for place in path if same and place.endswith("-packages")]
 
 
 def output_of(*command: str) -> str:
@@ -115,8 +172,25 @@ def openmp_flags(torch: ModuleType, include_paths: list[str], compiler: str) -> 
     return ["-fopenmp"]
 
 
+def require_compiler(command: str) -> None:
+    """Stop with what to install if the compiler or Python's headers are missing."""
+    program = shlex.split(command)[0]
+    if shutil.which(program) is None:
+        problem = f"{program} is not in PATH"
+    elif subprocess.run([program, "--version"], capture_output=True).returncode:
+        problem = f"{program} does not run"  # macOS has a placeholder for it
+    else:
+        problem = ""
+    if problem:
+        raise SystemExit(NO_COMPILER.format(problem=problem))
+    folder = sysconfig.get_path("include")
+    if not os.path.isfile(os.path.join(folder, "Python.h")):
+        python = "{}.{}".format(*sys.version_info)
+        raise SystemExit(NO_HEADERS.format(python=python, folder=folder))
+
+
 def build_options() -> dict[str, Any]:
-    """The extension and the command that builds it, for setup()."""
+    """For setup(): the extension, the command that builds it, and the PyTorch it is bound to."""
     torch = import_torch()
     toolkit, cpu_only = cuda_toolkit(torch.version.cuda)
     if toolkit:
@@ -133,7 +207,9 @@ def build_options() -> dict[str, Any]:
     os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
     os.environ.setdefault("MAX_JOBS", str(os.cpu_count()))
     include_paths = cpp_extension.include_paths()
-    openmp = openmp_flags(torch, include_paths, cpp_extension.get_cxx_compiler())
+    compiler = cpp_extension.get_cxx_compiler()
+    require_compiler(compiler)
+    openmp = openmp_flags(torch, include_paths, compiler)
     werror = os.environ.get("WERROR") == "1"
     core = os.path.abspath("csrc")
     cxx = ["-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", *openmp]
@@ -172,9 +248,23 @@ def build_options() -> dict[str, Any]:
                 f"threads: bool = {bool(openmp) or not torch.backends.openmp.is_available()}\n"
             )
 
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
+    # The extension runs with this minor release of PyTorch alone, as doctor.why_unusable checks.
+    release = ".".join(torch.__version__.split(".")[:2])
+
+    class Metadata(egg_info):
+        def finalize_options(self) -> None:
+            if os.environ.get("ACTREG_TAG") == "1":
+                self.tag_build = f"+torch{release}"
+            super().finalize_options()
+
+    return {
+        "ext_modules": [extension],
+        "cmdclass": {"build_ext": BuildExtension, "egg_info": Metadata},
+        "install_requires": [f"torch=={release}.*"],
+    }
 
 
-# Metadata and source distributions need no PyTorch. pip asks for dist_info before it downloads any
-# dependency, so that a missing PyTorch is reported at once.
-setup(**({} if sys.argv[1:2] in (["egg_info"], ["sdist"]) else build_options()))
+# Source distributions need no PyTorch. pip asks for dist_info before it downloads any dependency,
+# so that a missing PyTorch is reported at once.
+source_only = sys.argv[1:2] in (["egg_info"], ["sdist"])
+setup(**({"install_requires": [ANY_TORCH]} if source_only else build_options()))

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from . import doctor as _doctor
 
+__version__ = "0.1.0"  # pyproject.toml takes it from here
+
 # The doctor must run where the rest of the package cannot be imported, so nothing is imported here
 # while `python -m actreg_ext doctor` runs.
 if not _doctor.is_running():
@@ -37,15 +39,3 @@ __all__ = [
     "nn",
     "reference",
 ]
-
-
-def _version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("actreg_ext")
-    except metadata.PackageNotFoundError:  # on the path without having been installed
-        return "0+unknown"
-
-
-__version__ = _version()

@@ -54,22 +54,30 @@ def why_unusable() -> str | None:
             "install it (https://pytorch.org/get-started), then actreg_ext again"
         )
     try:
-        built_for = importlib.import_module("actreg_ext._build").torch
+        build = importlib.import_module("actreg_ext._build")
     except ImportError:
         here = Path(__file__).parents[1]
         return (
             f"actreg_ext in {here} is not built: {_rebuild()}, or, if it is installed too, "
             "start Python in another directory"
         )
-    if built_for.split(".")[:2] != torch.__version__.split(".")[:2]:
+    release, present = build.torch.split(".")[:2], torch.__version__.split(".")[:2]
+    if release != present:
         return (
-            f"actreg_ext was built for torch {built_for}, and this is torch {torch.__version__}; "
-            f"build it again: {_rebuild()}"
+            f"actreg_ext was built for torch {build.torch}, and this is torch {torch.__version__}; "
+            f"install a wheel of actreg_ext for torch {'.'.join(present)}, or "
+            f"torch=={'.'.join(release)}.*, or build it again: {_rebuild()}"
         )
     try:
         importlib.import_module("actreg_ext._C")
     except ImportError as error:
-        return f"actreg_ext cannot load its extension ({error}); build it again: {_rebuild()}"
+        reason = f"actreg_ext cannot load its extension ({error})"
+        if build.cuda is not None and _major(build.cuda) != _major(torch.version.cuda):
+            reason = (
+                f"actreg_ext was built for CUDA {build.cuda}, and this torch is built "
+                f"{f'for CUDA {torch.version.cuda}' if torch.version.cuda else 'without CUDA'}"
+            )
+        return f"{reason}; build it again: {_rebuild()}"
     return None
 
 
@@ -196,6 +204,11 @@ def _nvcc() -> str | None:
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     path = f"{home}/bin" if home else f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin"
     return shutil.which("nvcc", path=path)
+
+
+def _major(cuda: str | None) -> str:
+    """Return the part of a CUDA version that libraries must share."""
+    return (cuda or "").split(".")[0]
 
 
 def _rebuild() -> str:

@@ -132,6 +132,8 @@ def test_another_torch(monkeypatch: pytest.MonkeyPatch, built_for: str) -> None:
     assert reason is not None and "\n" not in reason
     assert f"built for torch {built_for}, and this is torch {torch.__version__}" in reason
     assert "pip install" in reason
+    assert f"torch=={'.'.join(built_for.split('.')[:2])}.*" in reason
+    assert f"for torch {'.'.join(torch.__version__.split('.')[:2])}, or" in reason
     assert not finding("extension").usable
 
 
@@ -153,11 +155,31 @@ def test_missing_parts(monkeypatch: pytest.MonkeyPatch, broken: str, says: str) 
     def import_module(name: str) -> object:
         if name == broken:
             raise ImportError("gone")
-        return SimpleNamespace(torch=torch.__version__, __version__=torch.__version__)
+        return SimpleNamespace(torch=torch.__version__, __version__=torch.__version__, cuda=None)
 
     monkeypatch.setattr(importlib, "import_module", import_module)
     reason = doctor.why_unusable()
     assert reason is not None and says in reason and re.search("install", reason)
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "says"), [(None, "without CUDA"), ("12.6", "for CUDA 12.6"), ("13.2", "gone")]
+)
+def test_another_cuda(monkeypatch: pytest.MonkeyPatch, torch_cuda: str | None, says: str) -> None:
+    """The libraries of another CUDA are missing, which the loader reports as a file name."""
+    import_module = importlib.import_module
+
+    def without_extension(name: str) -> object:
+        if name == "actreg_ext._C":
+            raise ImportError("gone")
+        return import_module(name)
+
+    monkeypatch.setattr(importlib, "import_module", without_extension)
+    monkeypatch.setattr(_build, "cuda", "13.0")
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    reason = doctor.why_unusable()
+    assert reason is not None and says in reason and "pip install" in reason
+    assert ("built for CUDA 13.0" in reason) == (says != "gone")
 
 
 @pytest.fixture
