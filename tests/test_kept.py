@@ -360,7 +360,7 @@ def backward_bits(**changed: Any) -> Tensor:
         ({"bits": None}, "there are no bits"),
         (
             {"bits": lambda: torch.zeros(1, dtype=torch.uint8)},
-            r"bits of shape \[3, 5\] have shape \[2\], but got \[1\]",
+            r"bits of an input of shape \[3, 5\] have shape \[2\], but got \[1\]",
         ),
         ({"bits": lambda: torch.zeros(2, dtype=torch.int8)}, "uint8 tensor of one dimension"),
         ({"bits": lambda: torch.zeros(2, 1).byte()}, "uint8 tensor of one dimension"),

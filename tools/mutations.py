@@ -117,9 +117,9 @@ MUTATIONS = [
     ),
     Mutation(
         "backward counts positions by the strides of what was kept",
-        "csrc/torch/cpu.cpp",
-        "const Tensor x = in_order(input, order), gradient",
-        "const Tensor x = in_order(input, order_of(input)), gradient",
+        "csrc/torch/backend.h",
+        "const Tensor x = in_order(input, order);",
+        "const Tensor x = in_order(input, order_of(input));",
         "tests/test_positions.py -k sample",
         ("csrc/torch/cpu.cpp",),
     ),
@@ -293,8 +293,8 @@ MORE = [
     Mutation(
         "a kept output is taken for the input",
         "csrc/torch/nodes.h",
-        "attributes.view(), keeps_output)};",
-        "attributes.view(), keeps_output && false)};",
+        "view(attributes), x.is_output)};",
+        "view(attributes), x.is_output && false)};",
         "tests/test_kept.py -k float32",
         ("csrc/torch/autograd.cpp",),
     ),

@@ -1,5 +1,5 @@
-// The forward operators' Autograd kernels: they run the kernels below and hang the nodes on the
-// results; forward mode.
+// The forward operators' Autograd kernels: they run the kernels below, make the results part of the
+// graph, and compute tangents in forward mode.
 // Layer: torch. See Note [Hand-written nodes].
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -12,71 +12,55 @@
 namespace actreg {
 namespace {
 
-// What the forward operators give, or some of it.
-struct Results {
-  Tensor output, penalty, rng_state, bits;
-};
-
-// The kernels below, with bits or without, for that rng_state or for one that they draw.
-Results run(c10::DispatchKeySet keys, const Tensor& x, const OptionalTensor& rng_state,
-            const Attributes& a, bool with_bits) {
+// Runs the forward operator that takes or draws rng_state and returns bits or not, in the kernels
+// below Autograd.
+Results run_below(c10::DispatchKeySet keys, const Tensor& x, const OptionalTensor* rng_state,
+                  const Attributes& a, bool with_bits) {
   const at::AutoDispatchBelowADInplaceOrView below;
   keys = keys & c10::after_autograd_keyset;
-  const auto call = [&](const auto& op) {
-    return op.redispatch(keys, x, rng_state, a.activation, a.parameters, a.p, a.on_output,
-                         a.coefficients, a.reduction, a.order);
+  Results results;
+  const auto run = [&](auto op, const auto&... given) {
+    using Op = decltype(op);
+    parts<Op>(results) = Op::redispatch(keys, x, given..., a);
   };
-  const Tensor given = tensor_or_none(rng_state);
-  if (with_bits) {
-    auto [output, penalty, bits] = call(forward_bits_operator());
-    return {output, penalty, given, bits};
+  if (rng_state) {
+    with_bits ? run(ForwardBits(), *rng_state) : run(Forward(), *rng_state);
+    results.rng_state = tensor_or_none(*rng_state);
+  } else {
+    with_bits ? run(ForwardRandomBits()) : run(ForwardRandom());
   }
-  auto [output, penalty] = call(forward_operator());
-  return {output, penalty, given, Tensor()};
-}
-Results run_random(c10::DispatchKeySet keys, const Tensor& x, const Attributes& a, bool with_bits) {
-  const at::AutoDispatchBelowADInplaceOrView below;
-  keys = keys & c10::after_autograd_keyset;
-  const auto call = [&](const auto& op) {
-    return op.redispatch(keys, x, a.activation, a.parameters, a.p, a.on_output, a.coefficients,
-                         a.reduction, a.order);
-  };
-  if (with_bits) {
-    auto [output, penalty, rng_state, bits] = call(forward_random_bits_operator());
-    return {output, penalty, rng_state, bits};
-  }
-  auto [output, penalty, rng_state] = call(forward_random_operator());
-  return {output, penalty, rng_state, Tensor()};
+  return results;
 }
 
-// Hangs the node on the results that keeps the least; the output may be x, overwritten.
+// Makes a node the history of y and of the penalty: the node that keeps the least memory. y may be
+// x itself, overwritten.
 void set_history(const Tensor& x, Results& results, const Attributes& a, const Problem& problem,
                  const State& state) {
   auto edges = torch::autograd::collect_next_edges(x);
   const auto hang = [&](const auto& node) {
-    if (results.output.is_same(x)) {
+    if (results.y.is_same(x)) {
       rebase_history(x, node);
     } else {
-      torch::autograd::set_history(results.output, node);
+      torch::autograd::set_history(results.y, node);
     }
     torch::autograd::set_history(results.penalty, node);
   };
   if (state.kept == Kept::kBits || state.kept == Kept::kNothing) {
-    const Two kept{state.kept == Kept::kBits ? results.bits : Tensor(),
-                   problem.draws_again() ? results.rng_state : Tensor()};
-    hang(make_node<ActRegBitsBackward>(std::move(edges), a, kept, Shape(x)));
+    const Tensor none;
+    hang(make_node<ActRegBitsBackward>(std::move(edges), a,
+                                       state.kept == Kept::kBits ? results.bits : none,
+                                       problem.draws_again() ? results.rng_state : none, Shape(x)));
   } else if (state.kept == Kept::kOutput) {
-    auto node = make_node<ActRegBackward>(std::move(edges), a, Two{Tensor(), results.rng_state});
+    auto node = make_node<ActRegBackward>(std::move(edges), a, Tensor(), results.rng_state);
     hang(node);
-    node->keep_output(results.output, problem.penalty.s);
+    node->keep_output(results.y, problem.penalty.s);
   } else {
-    hang(make_node<ActRegBackward>(std::move(edges), a, Two{x, results.rng_state}));
+    hang(make_node<ActRegBackward>(std::move(edges), a, x, results.rng_state));
   }
 }
 
-// The forward operators' derivatives. `kernels(with_bits)` computes the results.
-template <class Kernels>
-Results differentiable(const Tensor& x, const Attributes& a, bool wants_bits, Kernels kernels) {
+Results forward_autograd(c10::DispatchKeySet keys, const Tensor& x, const OptionalTensor* rng_state,
+                         const Attributes& a, bool wants_bits) {
   const bool requires_grad = torch::autograd::compute_requires_grad(x);
   Problem problem;
   State state;
@@ -85,56 +69,21 @@ Results differentiable(const Tensor& x, const Attributes& a, bool wants_bits, Ke
     state = state_of(problem);
     problem.marked = state.marked;
   }
-  Results results = kernels(wants_bits || state.kept == Kept::kBits);
+  Results results = run_below(keys, x, rng_state, a, wants_bits || state.kept == Kept::kBits);
   if (const Tensor dx = tangent(x); dx.defined()) {
     const Tensor at = *primal(x);
-    const OptionalTensor rng_state = optional(results.rng_state);
-    results.output._set_fw_grad(
-        call(backward_operator(), dx, std::nullopt, at, rng_state, a, false), 0, false);
-    results.penalty._set_fw_grad(penalty_direction(dx, at, rng_state, a, false), 0, false);
+    const OptionalTensor drawn = optional(results.rng_state);
+    results.y._set_fw_grad(Backward::call(dx, std::nullopt, at, drawn, a, false), 0, false);
+    results.penalty._set_fw_grad(penalty_direction(dx, at, drawn, a, false), 0, false);
   }
-  if (requires_grad) set_history(x, results, a, problem, state);  // may keep the output as it is
+  // Comes last: a node may keep y, and has to keep it with its tangent.
+  if (requires_grad) set_history(x, results, a, problem, state);
   return results;
-}
-
-std::tuple<Tensor, Tensor> forward_autograd(c10::DispatchKeySet keys, const Tensor& x,
-                                            const OptionalTensor& rng_state, ACTREG_ATTRIBUTES) {
-  const Attributes a{ACTREG_ATTRIBUTE_NAMES};
-  auto [output, penalty, state, bits] = differentiable(
-      x, a, false, [&](bool with_bits) { return run(keys, x, rng_state, a, with_bits); });
-  return {std::move(output), std::move(penalty)};
-}
-
-std::tuple<Tensor, Tensor, Tensor> forward_random_autograd(c10::DispatchKeySet keys,
-                                                           const Tensor& x, ACTREG_ATTRIBUTES) {
-  const Attributes a{ACTREG_ATTRIBUTE_NAMES};
-  auto [output, penalty, state, bits] = differentiable(
-      x, a, false, [&](bool with_bits) { return run_random(keys, x, a, with_bits); });
-  return {std::move(output), std::move(penalty), std::move(state)};
-}
-
-std::tuple<Tensor, Tensor, Tensor> forward_bits_autograd(c10::DispatchKeySet keys, const Tensor& x,
-                                                         const OptionalTensor& rng_state,
-                                                         ACTREG_ATTRIBUTES) {
-  const Attributes a{ACTREG_ATTRIBUTE_NAMES};
-  auto [output, penalty, state, bits] = differentiable(
-      x, a, true, [&](bool with_bits) { return run(keys, x, rng_state, a, with_bits); });
-  return {std::move(output), std::move(penalty), std::move(bits)};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_autograd(c10::DispatchKeySet keys,
-                                                                        const Tensor& x,
-                                                                        ACTREG_ATTRIBUTES) {
-  const Attributes a{ACTREG_ATTRIBUTE_NAMES};
-  auto [output, penalty, state, bits] =
-      differentiable(x, a, true, [&](bool with_bits) { return run_random(keys, x, a, with_bits); });
-  return {std::move(output), std::move(penalty), std::move(state), std::move(bits)};
 }
 
 std::tuple<Tensor, Tensor> forward_in_place_autograd(c10::DispatchKeySet keys, const Tensor& x,
                                                      const OptionalTensor& rng_state,
-                                                     ACTREG_ATTRIBUTES, bool with_bits) {
-  const Attributes a{ACTREG_ATTRIBUTE_NAMES};
+                                                     const Attributes& a, bool with_bits) {
   const bool requires_grad = torch::autograd::compute_requires_grad(x);
   torch::autograd::check_inplace(x, requires_grad);
   TORCH_CHECK_NOT_IMPLEMENTED(!tangent(x).defined(),
@@ -144,27 +93,29 @@ std::tuple<Tensor, Tensor> forward_in_place_autograd(c10::DispatchKeySet keys, c
   if (requires_grad) {
     state = state_of(problem);
     problem.marked = state.marked;
-    TORCH_CHECK(state.kept != Kept::kInput, "actreg::forward_: the gradient of '", activation,
+    TORCH_CHECK(state.kept != Kept::kInput, "actreg::forward_: the gradient of '", a.activation,
                 "' in ", x.scalar_type(),
                 " with these penalties needs the input, which would be overwritten");
     TORCH_CHECK(!x.is_view(), "actreg::forward_: x is a view, and requires a gradient");
   }
   if (requires_grad && at::SavedTensorDefaultHooks::get_hooks()) {
-    // A hook may raise: everything is kept before anything is written.
-    auto [y, penalty, bits] =
-        with_bits ? forward_bits_operator().call(x, rng_state, ACTREG_ATTRIBUTE_NAMES)
-                  : std::tuple_cat(forward_operator().call(x, rng_state, ACTREG_ATTRIBUTE_NAMES),
-                                   std::make_tuple(at::empty({0}, x.options().dtype(at::kByte))));
+    // A hook may raise. So the node keeps everything before x is written.
+    Tensor y, penalty, bits;
+    if (with_bits) {
+      std::tie(y, penalty, bits) = ForwardBits::call(x, rng_state, a);
+    } else {
+      std::tie(y, penalty) = Forward::call(x, rng_state, a);
+      bits = at::empty({0}, x.options().dtype(at::kByte));
+    }
     x.copy_(y);
     return {std::move(penalty), std::move(bits)};
   }
   Results results{x, Tensor(), tensor_or_none(rng_state), Tensor()};
   {
-    // Not below the tracking of views, which counts the versions.
+    // Not below ADInplaceOrView, whose kernel counts the version of x up.
     const at::AutoDispatchBelowAutograd below;
-    std::tie(results.penalty, results.bits) = forward_in_place_operator().redispatch(
-        keys & c10::after_autograd_keyset, x, rng_state, ACTREG_ATTRIBUTE_NAMES,
-        with_bits || state.kept == Kept::kBits);
+    std::tie(results.penalty, results.bits) = ForwardInPlace::redispatch(
+        keys & c10::after_autograd_keyset, x, rng_state, a, with_bits || state.kept == Kept::kBits);
   }
   if (requires_grad) set_history(x, results, a, problem, state);
   return {std::move(results.penalty), std::move(results.bits)};
@@ -172,12 +123,12 @@ std::tuple<Tensor, Tensor> forward_in_place_autograd(c10::DispatchKeySet keys, c
 
 std::tuple<Tensor, Tensor> forward_in_place_versioned(c10::DispatchKeySet keys, const Tensor& x,
                                                       const OptionalTensor& rng_state,
-                                                      ACTREG_ATTRIBUTES, bool with_bits) {
+                                                      const Attributes& a, bool with_bits) {
   std::tuple<Tensor, Tensor> results;
   {
     const at::AutoDispatchBelowADInplaceOrView below;
-    results = forward_in_place_operator().redispatch(keys & c10::after_ADInplaceOrView_keyset, x,
-                                                     rng_state, ACTREG_ATTRIBUTE_NAMES, with_bits);
+    results = ForwardInPlace::redispatch(keys & c10::after_ADInplaceOrView_keyset, x, rng_state, a,
+                                         with_bits);
   }
   torch::autograd::impl::bump_version(x);
   return results;
@@ -186,15 +137,12 @@ std::tuple<Tensor, Tensor> forward_in_place_versioned(c10::DispatchKeySet keys, 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(actreg, ADInplaceOrView, m) {
-  m.impl("forward_", TORCH_FN(forward_in_place_versioned));
+  implement<ForwardInPlace, &forward_in_place_versioned>(m);
 }
 
 TORCH_LIBRARY_IMPL(actreg, Autograd, m) {
-  m.impl("forward", TORCH_FN(forward_autograd));
-  m.impl("forward_random", TORCH_FN(forward_random_autograd));
-  m.impl("forward_bits", TORCH_FN(forward_bits_autograd));
-  m.impl("forward_random_bits", TORCH_FN(forward_random_bits_autograd));
-  m.impl("forward_", TORCH_FN(forward_in_place_autograd));
+  implement_forward<&forward_autograd, c10::DispatchKeySet>(m);
+  implement<ForwardInPlace, &forward_in_place_autograd>(m);
 }
 
 }  // namespace actreg

@@ -1,8 +1,7 @@
 // The operators on the CPU: memory, threads, the generator, the choice of instruction set.
-// Layer: torch.
+// Layer: torch. What the CPU shares with other devices is in backend.h.
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
-#include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <c10/util/SmallVector.h>
@@ -12,13 +11,14 @@
 #include <string>
 
 #include "cpu/kernels.h"
+#include "torch/backend.h"
 #include "torch/cpu_capability.h"
 #include "torch/cpu_memory.h"
-#include "torch/operators.h"
 
 namespace actreg {
 
-// The best that the CPU has, and not beyond what torch uses, which ATEN_CPU_CAPABILITY limits.
+// The best instruction set that the CPU has and that torch uses too. The environment variable
+// ATEN_CPU_CAPABILITY limits what torch uses.
 const cpu::Kernels& cpu_kernels() {
   static const cpu::Kernels& chosen = []() -> const cpu::Kernels& {
     const std::string limit = at::get_cpu_capability();
@@ -34,16 +34,19 @@ const cpu::Kernels& cpu_kernels() {
 
 namespace {
 
-// A partial sum's share, and a thread's least. Fixed, so that the sums do not depend on the number
-// of threads. Half as many cost a thread 1 % (48 K to 1 M elements), these at most 0.4.
+// A thread takes whole chunks, and each chunk of kChunk elements has a partial sum of its own. The
+// size is fixed, so that the sums do not depend on the number of threads. Cutting into chunks costs
+// one thread at most 0.4 % of its time; chunks of half the size cost 1 % (48 K to 1 M elements).
 constexpr int64_t kChunk = 8 * cpu::kBlock;
 
-// Elements beyond which a second thread pays, and chunks for each thread. To wake one takes 1 us:
-// it breaks even at 2 us of work, below 8 K elements that draw a mask and at 20 to 24 K of relu.
+// The number of elements above which several threads work. Waking a second thread takes about 1 us,
+// so that two threads break even where one thread works for 2 us: below 8 K elements if a mask is
+// drawn, at 20 to 24 K elements of relu without one.
 int64_t worth_sharing(bool draws) { return draws ? 12288 : 28672; }
+// The least number of chunks that a thread takes.
 int64_t grain(bool draws) { return draws ? 1 : 3; }
 
-// Calls f(chunk, begin, end) for each chunk of [0, n), in parallel if there are enough.
+// Calls f(chunk, begin, end) for each chunk of [0, n): in parallel if n is large enough.
 template <class F>
 void for_each_chunk(int64_t n, bool draws, F f) {
   const auto run = [&](int64_t first, int64_t last) {
@@ -67,12 +70,9 @@ int64_t draw_seed() {
   return static_cast<int64_t>(generator->random64() % range + lowest);
 }
 
-// {seed, offset} where there is dropout, once they are known to be there.
-void read_rng_state(Problem& problem, const OptionalTensor& rng_state) {
-  if (!problem.drops()) return;
-  check_rng_state(rng_state, at::kCPU);
-  const Tensor contiguous = rng_state->contiguous();
-  const int64_t* state = contiguous.const_data_ptr<int64_t>();
+// rng_state is a contiguous tensor {seed, offset}.
+void read_rng_state(Problem& problem, const Tensor& rng_state) {
+  const int64_t* state = rng_state.const_data_ptr<int64_t>();
   problem.dropout.seed = static_cast<uint64_t>(state[0]);
   problem.dropout.offset = static_cast<uint64_t>(state[1]);
 }
@@ -85,158 +85,64 @@ void read_gradient(Problem& problem, const OptionalTensor& dpenalty) {
   problem.c2_twice = 2 * c.l2;
 }
 
-struct Results {
-  Tensor y, penalty, bits;
-};
-
-// A new tensor, in that order.
-Tensor like(const Tensor& x, at::IntArrayRef order) {
-  return new_dense(x.sizes(), strides_of(x.sizes(), order), x.scalar_type());
-}
-
-// Into a new tensor, or into `into`, which may be the input.
-Results run_forward(Problem& problem, const Tensor& input, const Attributes& attributes,
-                    bool with_bits = false, const Tensor& into = Tensor()) {
-  if (with_bits) bits_state(problem, attributes);
-  const Tensor x = in_order(input, attributes.order);
-  Tensor y = into.defined() ? into : like(x, attributes.order), bits,
-         penalty = at::detail::empty_cpu(penalty_shape(attributes), accumulation_type(x));
-  problem.x = x.const_data_ptr();
-  problem.out = y.mutable_data_ptr();
-  if (with_bits) {
-    bits = at::detail::empty_cpu({bytes_of_bits(x.numel())}, at::kByte);
-    problem.bits = bits.mutable_data_ptr<uint8_t>();
-  }
-  const int64_t n = x.numel();
-  c10::SmallVector<PenaltySums<double>, 64> partial((n + kChunk - 1) / kChunk);
-  for_each_chunk(n, problem.drops(), [&](int64_t chunk, int64_t begin, int64_t end) {
-    partial[chunk] = cpu_kernels().forward(problem, begin, end);
-  });
-  PenaltySums<double> total{0, 0};
-  for (const auto& sums : partial) total.l1 += sums.l1, total.l2 += sums.l2;
-  if (penalty.scalar_type() == at::kDouble) {
-    problem.penalty.finish(total, penalty.mutable_data_ptr<double>());
-  } else {
-    problem.penalty.finish(total, penalty.mutable_data_ptr<float>());
-  }
-  return {std::move(y), std::move(penalty), std::move(bits)};
-}
-
-Results run_given(const Tensor& x, const OptionalTensor& rng_state, const Attributes& attributes,
-                  bool with_bits, const Tensor& into = Tensor()) {
-  Problem problem = forward_problem(x, attributes);
-  read_rng_state(problem, rng_state);
-  return run_forward(problem, x, attributes, with_bits, into);
-}
-std::pair<Results, Tensor> run_random(const Tensor& x, const Attributes& attributes,
-                                      bool with_bits) {
-  Problem problem = forward_problem(x, attributes);  // throws before the generator moves
-  Tensor rng_state = at::detail::empty_cpu({2}, at::kLong);
-  int64_t* state = rng_state.mutable_data_ptr<int64_t>();
-  state[0] = draw_seed();
-  state[1] = 0;
-  read_rng_state(problem, rng_state);
-  return {run_forward(problem, x, attributes, with_bits), std::move(rng_state)};
-}
-
-std::tuple<Tensor, Tensor> forward_cpu(const Tensor& x, const OptionalTensor& rng_state,
-                                       ACTREG_ATTRIBUTES) {
-  auto [y, penalty, none] = run_given(x, rng_state, {ACTREG_ATTRIBUTE_NAMES}, false);
-  return {std::move(y), std::move(penalty)};
-}
-std::tuple<Tensor, Tensor, Tensor> forward_random_cpu(const Tensor& x, ACTREG_ATTRIBUTES) {
-  auto [results, rng_state] = run_random(x, {ACTREG_ATTRIBUTE_NAMES}, false);
-  return {std::move(results.y), std::move(results.penalty), std::move(rng_state)};
-}
-std::tuple<Tensor, Tensor, Tensor> forward_bits_cpu(const Tensor& x,
-                                                    const OptionalTensor& rng_state,
-                                                    ACTREG_ATTRIBUTES) {
-  auto [y, penalty, bits] = run_given(x, rng_state, {ACTREG_ATTRIBUTE_NAMES}, true);
-  return {std::move(y), std::move(penalty), std::move(bits)};
-}
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_cpu(const Tensor& x,
-                                                                   ACTREG_ATTRIBUTES) {
-  auto [results, rng_state] = run_random(x, {ACTREG_ATTRIBUTE_NAMES}, true);
-  return {std::move(results.y), std::move(results.penalty), std::move(rng_state),
-          std::move(results.bits)};
-}
-
-std::tuple<Tensor, Tensor> forward_in_place_cpu(const Tensor& x, const OptionalTensor& rng_state,
-                                                ACTREG_ATTRIBUTES, bool with_bits) {
-  check_order(order, x.dim());
-  auto [y, penalty, bits] =
-      run_given(x, rng_state, {ACTREG_ATTRIBUTE_NAMES}, with_bits, writable(x, order));
-  if (!y.is_same(x)) x.copy_(y);
-  if (!with_bits)
-    bits = at::detail::empty_cpu(
-        {0}, at::kByte);  // takes no memory, so nothing can fail after x is written
-  return {std::move(penalty), std::move(bits)};
-}
-
-template <class Kernel>
-Tensor run_backward(Kernel kernel, Problem problem, const OptionalTensor& dy,
-                    const OptionalTensor& dpenalty, const Tensor& input,
-                    const OptionalTensor& rng_state, at::IntArrayRef order) {
-  read_rng_state(problem, rng_state);
-  read_gradient(problem, dpenalty);
-  const Tensor x = in_order(input, order), gradient = in_order_of(x, dy, order);
-  Tensor dx = like(x, order);
-  problem.x = x.const_data_ptr();
-  problem.dy = gradient.const_data_ptr();
-  problem.out = dx.mutable_data_ptr();
-  for_each_chunk(x.numel(), problem.drops(),
-                 [&](int64_t, int64_t begin, int64_t end) { kernel(problem, begin, end); });
-  return dx;
-}
-
-Tensor backward_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                    const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
-  return run_backward(cpu_kernels().backward,
-                      backward_problem(dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES}, x_is_output), dy,
-                      dpenalty, x, rng_state, order);
-}
-
-Tensor backward_bits_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty,
-                         const OptionalTensor& bits, const OptionalTensor& rng_state,
-                         const OptionalTensor&, at::IntArrayRef sizes, at::ScalarType dtype,
-                         ACTREG_ATTRIBUTES) {
-  BitsProblem made =
-      bits_problem(dy, dpenalty, bits, rng_state, sizes, dtype, {ACTREG_ATTRIBUTE_NAMES});
-  Problem& problem = made.problem;
-  if (problem.draws_again()) read_rng_state(problem, rng_state);
-  read_gradient(problem, dpenalty);
-  Tensor dx = new_dense(sizes, strides_of(sizes, order), dtype);
-  const Tensor gradient = in_order_of(dx, dy, order);
-  const OptionalTensor marks = contiguous(bits);
-  problem.bits = address_of(marks);
-  problem.dy = gradient.const_data_ptr();
-  problem.out = dx.mutable_data_ptr();
-  for_each_chunk(dx.numel(), problem.draws_again(), [&](int64_t, int64_t begin, int64_t end) {
-    cpu_kernels().backward_bits(problem, made.slopes, begin, end);
-  });
-  return dx;
-}
-
-Tensor curvature_cpu(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                     const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
-  const auto run = [&](const Problem& problem, const OptionalTensor& wide_dy,
-                       const Tensor& wide_x) {
-    return run_backward(cpu::curvature, problem, wide_dy, dpenalty, wide_x, rng_state, order);
+struct Cpu {  // see Note [Backends]
+  struct Guard {
+    explicit Guard(at::Device) {}
   };
-  return in_double(run, dy, dpenalty, x, {ACTREG_ATTRIBUTE_NAMES}, x_is_output);
-}
+  static Tensor empty(at::IntArrayRef sizes, at::ScalarType type, at::Device) {
+    return at::detail::empty_cpu(sizes, type);
+  }
+  static Tensor dense(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType type,
+                      at::Device) {
+    return new_dense(sizes, strides, type);
+  }
+
+  static void forward(Problem& problem, const Tensor& x, const OptionalTensor& state,
+                      Results& results) {
+    if (state) read_rng_state(problem, *state);
+    if (results.rng_state.defined()) {
+      int64_t* drawn = results.rng_state.mutable_data_ptr<int64_t>();
+      drawn[0] = draw_seed();
+      drawn[1] = 0;
+      read_rng_state(problem, results.rng_state);
+    }
+    const int64_t n = x.numel();
+    c10::SmallVector<PenaltySums<double>, 64> partial((n + kChunk - 1) / kChunk);
+    for_each_chunk(n, problem.drops(), [&](int64_t chunk, int64_t begin, int64_t end) {
+      partial[chunk] = cpu_kernels().forward(problem, begin, end);
+    });
+    PenaltySums<double> total{0, 0};
+    for (const auto& sums : partial) total.l1 += sums.l1, total.l2 += sums.l2;
+    if (results.penalty.scalar_type() == at::kDouble) {
+      problem.penalty.finish(total, results.penalty.mutable_data_ptr<double>());
+    } else {
+      problem.penalty.finish(total, results.penalty.mutable_data_ptr<float>());
+    }
+  }
+
+  static auto backward_kernel() { return cpu_kernels().backward; }
+  static auto curvature_kernel() { return &cpu::curvature; }
+  static auto backward_bits_kernel(const TwoSlopes& slopes) {
+    return [slopes](const Problem& problem, int64_t begin, int64_t end) {
+      cpu_kernels().backward_bits(problem, slopes, begin, end);
+    };
+  }
+  template <class Kernel>
+  static void run_backward(Kernel kernel, Problem& problem, const OptionalTensor& state,
+                           const OptionalTensor& dy, const OptionalTensor& dpenalty,
+                           const Tensor& dx, at::IntArrayRef order) {
+    if (state) read_rng_state(problem, *state);
+    read_gradient(problem, dpenalty);
+    const Tensor gradient = in_order_of(dx, dy, order);
+    problem.dy = gradient.const_data_ptr();
+    problem.out = dx.mutable_data_ptr();
+    for_each_chunk(dx.numel(), state.has_value(),
+                   [&](int64_t, int64_t begin, int64_t end) { kernel(problem, begin, end); });
+  }
+};
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(actreg, CPU, m) {
-  m.impl("forward", &forward_cpu);
-  m.impl("forward_random", &forward_random_cpu);
-  m.impl("forward_", &forward_in_place_cpu);
-  m.impl("backward", &backward_cpu);
-  m.impl("forward_bits", &forward_bits_cpu);
-  m.impl("forward_random_bits", &forward_random_bits_cpu);
-  m.impl("backward_bits", &backward_bits_cpu);
-  m.impl("curvature", &curvature_cpu);
-}
+TORCH_LIBRARY_IMPL(actreg, CPU, m) { implement_backend<Cpu>(m); }
 
 }  // namespace actreg

@@ -1,49 +1,201 @@
-// Typed handles of the registered operators: a call goes through the dispatcher, so that autograd,
-// functorch, fake tensors and dispatch modes all see it, at a fraction of torch.ops' cost.
-// Layer: torch.
+// The table of operators: name, schema, C++ signature; how to call and how to implement each of
+// them. Layer: torch. It holds no kernel.
+//
+// Calls go through the dispatcher, so that autograd, functorch, fake tensors and dispatch modes see
+// them. A typed handle makes such a call much cheaper than a call through torch.ops.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include <array>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
 
 #include "torch/operators.h"
 
 namespace actreg {
 
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+// An operator, whose arguments are `Before...`, the attributes one by one, and `After...`. Here and
+// in the kernels the attributes are one argument: `call(before..., attributes, after...)`.
+template <class Op, class Result, class Before, class After = Types<>,
+          class Attribute = AttributeTypes>
+struct Operator;
+
+template <class Op, class R, class... Before, class... After, class... Attribute>
+struct Operator<Op, R, Types<Before...>, Types<After...>, Types<Attribute...>> {
+  using Result = R;
+  using Flat = Result(Before..., Attribute..., After...);  // as the dispatcher has it
+  using Kernel = Result(Before..., const Attributes&, After...);
+  using Keyed = Result(c10::DispatchKeySet, Before..., const Attributes&, After...);
+
+  static Result call(Before... before, const Attributes& attributes, After... after) {
+    return with_fields(attributes, [&](const auto&... attribute) {
+      return handle().call(before..., attribute..., after...);
+    });
+  }
+  static Result redispatch(c10::DispatchKeySet keys, Before... before, const Attributes& attributes,
+                           After... after) {
+    return with_fields(attributes, [&](const auto&... attribute) {
+      return handle().redispatch(keys, before..., attribute..., after...);
+    });
+  }
+
+  // Registers `kernel`, a Kernel or a Keyed; the latter for kernels that redispatch.
+  template <auto* kernel>
+  static void implement(torch::Library& library) {
+    if constexpr (std::is_same_v<decltype(kernel), Kernel*>) {
+      library.impl(Op::kName, c10::CompileTimeFunctionPointer<Flat, &flat<kernel>>());
+    } else {
+      using FlatKeyed = Result(c10::DispatchKeySet, Before..., Attribute..., After...);
+      library.impl(Op::kName, c10::CompileTimeFunctionPointer<FlatKeyed, &flat_keyed<kernel>>());
+    }
+  }
+
+ private:
+  static const c10::TypedOperatorHandle<Flat>& handle() {
+    static const auto handle =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow(("actreg::" + std::string(Op::kName)).c_str(), "")
+            .template typed<Flat>();
+    return handle;
+  }
+  template <Kernel* kernel>
+  static Result flat(Before... before, Attribute... attribute, After... after) {
+    return kernel(before..., Attributes{attribute...}, after...);
+  }
+  template <Keyed* kernel>
+  static Result flat_keyed(c10::DispatchKeySet keys, Before... before, Attribute... attribute,
+                           After... after) {
+    return kernel(keys, before..., Attributes{attribute...}, after...);
+  }
+};
+
+template <class Op, auto* kernel>
+void implement(torch::Library& library) {
+  Op::template implement<kernel>(library);
 }
-inline const auto& forward_operator() {
-  static const auto handle = find_operator<Forward>("actreg::forward");
-  return handle;
+
+// What the forward operators compute. Each of them returns some of these tensors.
+struct Results {
+  Tensor y, penalty, rng_state, bits;
+};
+
+// A forward operator. If `draws`, it takes no rng_state: it draws one from the default generator of
+// x's device and returns it. `bits` is true if it returns bits, which a backward without x reads:
+// see Note [What is kept for backward].
+template <class Op, bool draws, bool bits>
+struct ForwardOperator
+    : Operator<Op, decltype(std::tuple_cat(std::array<Tensor, 2 + draws + bits>())),
+               std::conditional_t<draws, Types<const Tensor&>,
+                                  Types<const Tensor&, const OptionalTensor&>>> {
+  static constexpr bool kDraws = draws, kBits = bits;
+};
+
+struct Forward : ForwardOperator<Forward, false, false> {
+  static constexpr char kName[] = "forward";
+  static constexpr char kSchema[] =
+      "(Tensor x, Tensor? rng_state, ATTRIBUTES) -> (Tensor output, Tensor penalty)";
+};
+struct ForwardRandom : ForwardOperator<ForwardRandom, true, false> {
+  static constexpr char kName[] = "forward_random";
+  static constexpr char kSchema[] =
+      "(Tensor x, ATTRIBUTES) -> (Tensor output, Tensor penalty, Tensor rng_state)";
+};
+struct ForwardBits : ForwardOperator<ForwardBits, false, true> {
+  static constexpr char kName[] = "forward_bits";
+  static constexpr char kSchema[] =
+      "(Tensor x, Tensor? rng_state, ATTRIBUTES) -> (Tensor output, Tensor penalty, Tensor bits)";
+};
+struct ForwardRandomBits : ForwardOperator<ForwardRandomBits, true, true> {
+  static constexpr char kName[] = "forward_random_bits";
+  static constexpr char kSchema[] =
+      "(Tensor x, ATTRIBUTES) -> (Tensor output, Tensor penalty, Tensor rng_state, Tensor bits)";
+};
+
+// Overwrites x with y. The bits are empty unless `with_bits`.
+struct ForwardInPlace : Operator<ForwardInPlace, std::tuple<Tensor, Tensor>,
+                                 Types<const Tensor&, const OptionalTensor&>, Types<bool>> {
+  static constexpr char kName[] = "forward_";
+  static constexpr char kSchema[] =
+      "(Tensor(a!) x, Tensor? rng_state, ATTRIBUTES, bool with_bits)"
+      " -> (Tensor penalty, Tensor bits)";
+};
+
+// Operators that return a tensor like x, from what backward has. If `x_is_output`, the argument x
+// is the output of forward, for activations whose output tells what backward needs.
+template <class Op>
+using BackwardOperator = Operator<
+    Op, Tensor,
+    Types<const OptionalTensor&, const OptionalTensor&, const Tensor&, const OptionalTensor&>,
+    Types<bool>>;
+
+struct Backward : BackwardOperator<Backward> {  // dx
+  static constexpr char kName[] = "backward";
+  static constexpr char kSchema[] =
+      "(Tensor? dy, Tensor? dpenalty, Tensor x, Tensor? rng_state, ATTRIBUTES"
+      ", bool x_is_output=False) -> Tensor";
+};
+struct Curvature : BackwardOperator<Curvature> {  // d(dx)/dx, element by element
+  static constexpr char kName[] = "curvature";
+  static constexpr char kSchema[] =
+      "(Tensor? dy, Tensor? dpenalty, Tensor x, Tensor? rng_state, ATTRIBUTES"
+      ", bool x_is_output=False) -> Tensor";
+};
+
+// dx from bits. Without x, `sizes` and `dtype` say what dx is like. `anchor` has no influence on
+// dx: it connects dx to x in the graph, see ActRegAnchor.
+struct BackwardBits : Operator<BackwardBits, Tensor,
+                               Types<const OptionalTensor&, const OptionalTensor&,
+                                     const OptionalTensor&, const OptionalTensor&,
+                                     const OptionalTensor&, c10::SymIntArrayRef, at::ScalarType>> {
+  static constexpr char kName[] = "backward_bits";
+  static constexpr char kSchema[] =
+      "(Tensor? dy, Tensor? dpenalty, Tensor? bits, Tensor? rng_state, Tensor? anchor, "
+      "SymInt[] sizes, ScalarType dtype, ATTRIBUTES) -> Tensor";
+};
+
+template <bool kChosen>
+auto part_if(Tensor& part) {
+  if constexpr (kChosen) {
+    return std::tie(part);
+  } else {
+    return std::tuple<>();
+  }
 }
-inline const auto& forward_random_operator() {
-  static const auto handle = find_operator<ForwardRandom>("actreg::forward_random");
-  return handle;
+// References to the tensors that the operator returns, in its order.
+template <class Op>
+auto parts(Results& results) {
+  return std::tuple_cat(std::tie(results.y, results.penalty),
+                        part_if<Op::kDraws>(results.rng_state), part_if<Op::kBits>(results.bits));
 }
-inline const auto& backward_operator() {
-  static const auto handle = find_operator<Backward>("actreg::backward");
-  return handle;
-}
-inline const auto& forward_bits_operator() {
-  static const auto handle = find_operator<ForwardBits>("actreg::forward_bits");
-  return handle;
-}
-inline const auto& forward_random_bits_operator() {
-  static const auto handle = find_operator<ForwardRandomBits>("actreg::forward_random_bits");
-  return handle;
-}
-inline const auto& forward_in_place_operator() {
-  static const auto handle = find_operator<ForwardInPlace>("actreg::forward_");
-  return handle;
-}
-inline const auto& backward_bits_operator() {
-  static const auto handle = find_operator<BackwardBits>("actreg::backward_bits");
-  return handle;
-}
-inline const auto& curvature_operator() {
-  static const auto handle = find_operator<Backward>("actreg::curvature");
-  return handle;
+
+// Kernels of the four forward operators, from one function
+//   Results f(Keys..., const Tensor& x, const OptionalTensor* rng_state, const Attributes&,
+//             bool with_bits)
+// which draws an rng_state if the pointer is null. Keys is DispatchKeySet if f redispatches.
+template <class Op, auto* f, class... Keys>
+struct ForwardKernel {
+  static typename Op::Result given(Keys... keys, const Tensor& x, const OptionalTensor& rng_state,
+                                   const Attributes& attributes) {
+    return returned(f(keys..., x, &rng_state, attributes, Op::kBits));
+  }
+  static typename Op::Result drawn(Keys... keys, const Tensor& x, const Attributes& attributes) {
+    return returned(f(keys..., x, nullptr, attributes, Op::kBits));
+  }
+  static typename Op::Result returned(Results&& results) {
+    return std::apply([](auto&... part) { return typename Op::Result(std::move(part)...); },
+                      parts<Op>(results));
+  }
+};
+template <auto* f, class... Keys>
+void implement_forward(torch::Library& library) {
+  implement<Forward, &ForwardKernel<Forward, f, Keys...>::given>(library);
+  implement<ForwardRandom, &ForwardKernel<ForwardRandom, f, Keys...>::drawn>(library);
+  implement<ForwardBits, &ForwardKernel<ForwardBits, f, Keys...>::given>(library);
+  implement<ForwardRandomBits, &ForwardKernel<ForwardRandomBits, f, Keys...>::drawn>(library);
 }
 
 }  // namespace actreg

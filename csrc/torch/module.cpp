@@ -1,4 +1,4 @@
-// The Python module: the eager door, and what the build knows about itself. Layer: torch.
+// The Python module: the eager calls, the registry, facts about the build. Layer: torch.
 #include <ATen/Functions.h>
 #include <ATen/MemoryOverlap.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
@@ -23,15 +23,17 @@ namespace {
 
 namespace py = pybind11;
 
-// As reference.py draws: by torch.randint, which tracers and transforms know as random.
+// A tensor {seed, 0}, drawn by torch.randint as reference.py does it: tracers and transforms know
+// that torch.randint is random.
 Tensor draw(const Tensor& x) {
   using Limits = std::numeric_limits<int64_t>;
   const auto options = at::TensorOptions(x.device()).dtype(at::kLong);
   return at::constant_pad_nd(at::randint(Limits::min(), Limits::max(), {1}, options), {0, 1});
 }
 
-// Whether a tracer or a transform of torch.func sees what is called. Other modes, which count or
-// log, do not: a repeated forward has to draw from the same source with and without such a mode.
+// Whether a tracer or a transform of torch.func records the calls. Modes that only count or log
+// calls do not matter here: a forward repeated with or without such a mode has to draw from the
+// same source.
 bool is_seen() {
   using Modes = c10::impl::TorchDispatchModeTLS;
   using Key = c10::impl::TorchDispatchModeKey;
@@ -43,33 +45,57 @@ bool is_seen() {
           Modes::get_mode(Key::FAKE));
 }
 
-// (output, penalty) as `type`, a named tuple, by tuple.__new__: its own constructor, which is
-// Python, costs as much as an allocation. Draws the state of the mask if there is dropout and no
-// state: by `draw` where others see the calls, because vmap knows what its `randomness` means for
-// torch.randint, and because AOTAutograd would merge two equal calls of another random operator,
-// which would give two layers one mask.
-py::object act_reg(const py::type& type, const Tensor& x, OptionalTensor rng_state,
-                   c10::string_view activation, const std::vector<double>& parameters, double p,
-                   bool on_output, double l1, double l2, c10::string_view reduction) {
+// The attributes as Python passes them, after the arguments `Before...` of a function. The order of
+// positions is not among them: f takes it off x.
+template <class R, class... Before>
+struct Door {
+  using Function = R(Before..., const Attributes&);
+
+  template <Function* f>
+  static R open(Before... before, c10::string_view activation,
+                const std::vector<double>& parameters, double p, bool on_output, double l1,
+                double l2, c10::string_view reduction) {
+    const double coefficients[] = {l1, l2};
+    return f(before..., {activation, parameters, p, on_output, coefficients, reduction, {}});
+  }
+};
+// Defines a function of such arguments in the module.
+template <class F, class... Before>
+void define(py::module_& m, const char* name, F&& f, Before&&... before) {
+  m.def(name, std::forward<F>(f), before..., py::arg("activation"), py::arg("parameters"),
+        py::arg("p"), py::arg("on_output"), py::arg("l1"), py::arg("l2"),
+        py::arg("reduction") = "sum");
+}
+
+// Runs forward and returns (output, penalty) as `type`, a subclass of tuple. tuple.__new__ makes
+// the pair: the constructor of a named tuple is Python code and costs as much as an allocation.
+//
+// With dropout and without rng_state, a seed is drawn. forward_random draws it fastest. But where a
+// tracer or a transform sees the call, `draw` has to draw it, by torch.randint. vmap knows what its
+// option `randomness` means for torch.randint. And AOTAutograd would merge two equal calls of
+// forward_random into one, so that two layers would have the same mask.
+py::object act_reg(const py::type& type, const Tensor& x, const OptionalTensor& rng_state,
+                   const Attributes& given) {
   auto* tuple_type = reinterpret_cast<PyTypeObject*>(type.ptr());
   TORCH_CHECK_TYPE(PyType_FastSubclass(tuple_type, Py_TPFLAGS_TUPLE_SUBCLASS),
                    "actreg: type must be a subclass of tuple, got ", tuple_type->tp_name);
-  const double coefficients[] = {l1, l2};
   Tensor y, penalty;
   {
     const py::gil_scoped_release released;
-    if (p > 0 && !rng_state && is_seen()) {
-      make_problem(x,
-                   {activation, parameters, p, on_output, coefficients, reduction, {}});  // throws
-      rng_state = draw(x);
+    OptionalTensor drawn;
+    const bool draws = given.p > 0 && !rng_state;
+    const bool draws_visibly = draws && is_seen();
+    if (draws_visibly) {
+      make_problem(x, given);  // throws before the generator moves
+      drawn = draw(x);
     }
+    Attributes attributes = given;
     const Order order = order_of(x);
-    if (p > 0 && !rng_state) {
-      std::tie(y, penalty, std::ignore) = forward_random_operator().call(
-          x, activation, parameters, p, on_output, coefficients, reduction, order);
+    attributes.order = order;
+    if (draws && !draws_visibly) {
+      std::tie(y, penalty, std::ignore) = ForwardRandom::call(x, attributes);
     } else {
-      std::tie(y, penalty) = forward_operator().call(x, rng_state, activation, parameters, p,
-                                                     on_output, coefficients, reduction, order);
+      std::tie(y, penalty) = Forward::call(x, draws_visibly ? drawn : rng_state, attributes);
     }
   }
   const py::tuple pair = py::make_tuple(std::move(y), std::move(penalty));
@@ -78,28 +104,25 @@ py::object act_reg(const py::type& type, const Tensor& x, OptionalTensor rng_sta
   return py::reinterpret_steal<py::object>(made);
 }
 
-// The same into x; returns the penalty.
-Tensor act_reg_in_place(const Tensor& x, OptionalTensor rng_state, c10::string_view activation,
-                        const std::vector<double>& parameters, double p, bool on_output, double l1,
-                        double l2, c10::string_view reduction) {
-  const double coefficients[] = {l1, l2};
-  if (p > 0 && !rng_state) {  // after the checks: the generator does not move for nothing
+// Overwrites x with the output and returns the penalty.
+Tensor act_reg_in_place(const Tensor& x, const OptionalTensor& rng_state, const Attributes& given) {
+  OptionalTensor drawn;
+  const bool draws = given.p > 0 && !rng_state;
+  if (draws) {
+    // These checks come first, so that the generator does not move in a call that is refused.
     torch::autograd::check_inplace(x, torch::autograd::compute_requires_grad(x));
     at::assert_no_internal_overlap(x);
-    rng_state = draw(x);
+    drawn = draw(x);
   }
-  auto [penalty, bits] =
-      forward_in_place_operator().call(x, rng_state, activation, parameters, p, on_output,
-                                       coefficients, reduction, order_of(x), false);
-  return penalty;
+  Attributes attributes = given;
+  const Order order = order_of(x);
+  attributes.order = order;
+  return std::get<0>(ForwardInPlace::call(x, draws ? drawn : rng_state, attributes, false));
 }
 
-// What forward keeps of an x of that type for backward, if it requires a gradient.
-const char* kept(at::ScalarType dtype, c10::string_view activation,
-                 const std::vector<double>& parameters, double p, bool on_output, double l1,
-                 double l2) {
-  const double coefficients[] = {l1, l2};
-  Problem problem = problem_of({activation, parameters, p, on_output, coefficients, "sum", {}});
+// What forward keeps for backward of an x of that dtype, if x requires a gradient.
+const char* kept(at::ScalarType dtype, const Attributes& attributes) {
+  Problem problem = problem_of(attributes);
   problem.element = element_of(dtype);
   switch (state_of(problem).kept) {
     case Kept::kInput:
@@ -150,14 +173,15 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.def("forward", torch::wrap_pybind_function(act_reg), py::arg("type"), py::arg("x"),
-        py::arg("rng_state"), py::arg("activation"), py::arg("parameters"), py::arg("p"),
-        py::arg("on_output"), py::arg("l1"), py::arg("l2"), py::arg("reduction"));
-  m.def("forward_", torch::wrap_pybind_function_no_gil(act_reg_in_place), py::arg("x"),
-        py::arg("rng_state"), py::arg("activation"), py::arg("parameters"), py::arg("p"),
-        py::arg("on_output"), py::arg("l1"), py::arg("l2"), py::arg("reduction"));
-  m.def("kept", torch::wrap_pybind_function(kept), py::arg("dtype"), py::arg("activation"),
-        py::arg("parameters"), py::arg("p"), py::arg("on_output"), py::arg("l1"), py::arg("l2"));
+  using torch::wrap_pybind_function, torch::wrap_pybind_function_no_gil;
+  using Eager = Door<py::object, const py::type&, const Tensor&, const OptionalTensor&>;
+  using InPlace = Door<Tensor, const Tensor&, const OptionalTensor&>;
+  define(m, "forward", wrap_pybind_function(Eager::open<act_reg>), py::arg("type"), py::arg("x"),
+         py::arg("rng_state"));
+  define(m, "forward_", wrap_pybind_function_no_gil(InPlace::open<act_reg_in_place>), py::arg("x"),
+         py::arg("rng_state"));
+  define(m, "kept", wrap_pybind_function(Door<const char*, at::ScalarType>::open<kept>),
+         py::arg("dtype"));
   m.def("activations", &activations);
   m.def("build_info", &build_info);
   m.def("cpu_capability", [] { return cpu_kernels().name; });

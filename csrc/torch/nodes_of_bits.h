@@ -1,102 +1,107 @@
-// The nodes of the autograd graph that keep bits instead of x. Layer: torch.
-// See Note [What is kept for backward]. Such a gradient is linear in dy and dpenalty and, but at
-// the kinks, constant in x.
+// The nodes that keep bits instead of x, or nothing. Layer: torch.
+// See Note [Hand-written nodes] and Note [What is kept for backward]. A gradient from bits is
+// linear in dy and dpenalty. Its derivative by x is 0 everywhere but at the kinks.
 #pragma once
 
 #include "torch/nodes.h"
 
 namespace actreg {
 
-// penalty_direction with bits: the sum of v * backward_bits(dpenalty = 1).
-inline Tensor penalty_direction(const Tensor& v, const OptionalTensor& bits,
-                                const OptionalTensor& rng_state, Shape shape, const Attributes& a) {
-  shape.dtype = accumulation_type(v);
-  const Tensor one = at::ones({}, v.options().dtype(shape.dtype));
-  return (v.to(shape.dtype) * call_bits(std::nullopt, one, bits, rng_state, std::nullopt, shape, a))
-      .sum();
+inline Tensor call_bits(const OptionalTensor& dy, const OptionalTensor& dpenalty,
+                        const OptionalTensor& bits, const OptionalTensor& rng_state,
+                        const OptionalTensor& anchor, const Shape& shape, const Attributes& a) {
+  return BackwardBits::call(dy, dpenalty, bits, rng_state, anchor, shape.sizes, shape.dtype, a);
 }
 
-struct BitsNode : public ActRegNode<2> {  // saved: bits, rng_state; each undefined if not needed
-  Shape shape;
+// What a gradient from bits is computed from. Bits and rng_state are undefined where not needed.
+template <class N>
+struct BitsNode : public ActRegNode<N> {
+  Saved bits, rng_state;
+  OwnedAttributes attributes;
+  Shape shape;  // of x
 
-  BitsNode(edge_list&& edges, const Attributes& a, const Two& tensors, Shape shape)
-      : ActRegNode(std::move(edges), a, tensors), shape(std::move(shape)) {}
-
-  OptionalTensor bits() { return optional(saved[0].unpack()); }
-  OptionalTensor rng_state() { return optional(saved[1].unpack()); }
-
-  void compiled_args(CompiledNodeArgs& args) const override {
-    ActRegNode::compiled_args(args);
-    shape.collect(args);
+  template <class Self>
+  static auto kept(Self& node) {
+    return std::tie(node.bits, node.rng_state, node.attributes, node.shape);
   }
-  variable_list apply_with_saved(const variable_list& inputs, SwapSavedVariables& swap) override {
-    return shape.swapped(swap, [&] { return ActRegNode::apply_with_saved(inputs, swap); });
-  }
+  BitsNode(edge_list&& edges, const Attributes& a, const Tensor& bits, const Tensor& rng_state,
+           Shape shape)
+      : ActRegNode<N>(std::move(edges)),
+        bits(bits),
+        rng_state(rng_state),
+        attributes(owned(a)),
+        shape(std::move(shape)) {}
 };
 
-// Of the anchor, a zero that depends on x as a gradient from bits does: its derivative by x is 0,
-// but it is there, as it is of the gradients of activations of torch.
-struct ActRegAnchor final : public Node {
-  Shape shape;
+// The node of the anchor. The anchor is a scalar 0 that goes into backward_bits, so that dx depends
+// on x in the graph. The derivative of dx by x, which is 0, then exists, as it does for the
+// activations of torch.
+struct ActRegAnchor final : public ActRegNode<ActRegAnchor> {
+  static constexpr char kName[] = "ActRegAnchor";
+  Shape shape;  // of x
 
-  ActRegAnchor(edge_list&& edges, Shape shape) : Node(std::move(edges)), shape(std::move(shape)) {}
-  std::string name() const override { return "ActRegAnchor"; }
-  variable_list apply(variable_list&& gradients) override {
+  template <class Self>
+  static auto kept(Self& node) {
+    return std::tie(node.shape);
+  }
+  ActRegAnchor(edge_list&& edges, Shape shape)
+      : ActRegNode(std::move(edges)), shape(std::move(shape)) {}
+
+  variable_list differentiate(const variable_list& gradients) {
     if (!gradients[0].defined()) return {Tensor()};
     return {at::zeros_symint(shape.sizes, gradients[0].options().dtype(shape.dtype))};
   }
-  void compiled_args(CompiledNodeArgs& args) const override { shape.collect(args); }
-  variable_list apply_with_saved(const variable_list& inputs, SwapSavedVariables& swap) override {
-    return shape.swapped(swap, [&] { return this->apply(variable_list(inputs)); });
-  }
 };
 
-struct ActRegBitsBackwardBackward final : public BitsNode {  // of dy, dpenalty and the anchor
+struct ActRegBitsBackwardBackward final : public BitsNode<ActRegBitsBackwardBackward> {
+  static constexpr char kName[] = "ActRegBitsBackwardBackward";
   using BitsNode::BitsNode;
-  std::string name() const override { return "ActRegBitsBackwardBackward"; }
 
-  variable_list apply_with_saved(const variable_list& inputs, SwapSavedVariables& swap) override {
-    return BitsNode::apply_with_saved({shaped(inputs[0], shape)}, swap);
-  }
-  variable_list apply(variable_list&& gradients) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const Tensor& v = gradients[0];
+  variable_list differentiate(const variable_list& gradients) {  // of dy, dpenalty and the anchor
     variable_list result(3);
-    if (!v.defined()) return result;
-    const Attributes a = attributes.view();
+    if (!gradients[0].defined()) return result;
+    const Tensor v = is_compiled ? shaped(gradients[0], shape) : gradients[0];
+    const OptionalTensor marks = optional(unpack(bits)), state = optional(unpack(rng_state));
+    const Attributes a = view(attributes);
     if (task_should_compute_output(0)) {
-      result[0] = call_bits(v, std::nullopt, bits(), rng_state(), std::nullopt, shape, a);
+      result[0] = call_bits(v, std::nullopt, marks, state, std::nullopt, shape, a);
     }
     if (task_should_compute_output(1)) {
-      result[1] = penalty_direction(v, bits(), rng_state(), shape, a);
+      Shape wide = shape;
+      wide.dtype = accumulation_type(v);
+      result[1] = penalty_direction(v, wide.dtype, a, [&](const Tensor& dpenalty) {
+        return call_bits(std::nullopt, dpenalty, marks, state, std::nullopt, wide, a);
+      });
     }
     if (task_should_compute_output(2)) result[2] = at::zeros({}, v.options());
     return result;
   }
 };
 
-struct ActRegBitsBackward final : public BitsNode {
+struct ActRegBitsBackward final : public BitsNode<ActRegBitsBackward> {
+  static constexpr char kName[] = "ActRegBitsBackward";
   using BitsNode::BitsNode;
-  std::string name() const override { return "ActRegBitsBackward"; }
 
-  variable_list apply(variable_list&& gradients) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
+  variable_list differentiate(const variable_list& gradients) {
     const Tensor &dy = gradients[0], &dpenalty = gradients[1];
     if (!task_should_compute_output(0) || (!dy.defined() && !dpenalty.defined())) {
       return {Tensor()};
     }
-    const OptionalTensor marks = bits(), state = rng_state();
+    const Tensor marks = unpack(bits), state = unpack(rng_state);
     OptionalTensor anchor;
     if (at::GradMode::is_enabled()) {
-      anchor = make_anchor(marks ? *marks : state ? *state : dy.defined() ? dy : dpenalty);
+      // A new tensor is made by a tensor that was kept, if there is one. Under is_grads_batched dy
+      // belongs to a transform that ends before dx does, and so would a tensor made by dy.
+      anchor = make_anchor(marks.defined()   ? marks
+                           : state.defined() ? state
+                           : dy.defined()    ? dy
+                                             : dpenalty);
     }
-    return {call_bits(optional(dy), optional(dpenalty), marks, state, anchor, shape,
-                      attributes.view())};
+    return {call_bits(optional(dy), optional(dpenalty), optional(marks), optional(state), anchor,
+                      shape, view(attributes))};
   }
 
  private:
-  // Best like what was kept: under is_grads_batched dy belongs to a transform that will be over,
-  // and only the operator sees through it to a dx that stays.
   Tensor make_anchor(const Tensor& like) {
     const Tensor anchor = like.new_zeros({}, like.options().dtype(at::kFloat));
     torch::autograd::set_history(anchor, make_node<ActRegAnchor>(edge_list{next_edge(0)}, shape));

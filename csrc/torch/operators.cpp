@@ -1,4 +1,4 @@
-// The checks, and the way from tensors to a Problem. Layer: torch.
+// From the arguments of an operator to a Problem, and the checks of these arguments. Layer: torch.
 #include "torch/operators.h"
 
 #include <ATen/Functions.h>
@@ -10,7 +10,7 @@
 namespace actreg {
 namespace {
 
-// D, what the penalty is divided by; at least 1, so that the penalty of an empty tensor is 0.
+// D, which divides the penalty. At least 1, so that the penalty of an empty tensor is 0.
 double denominator(c10::string_view reduction, at::IntArrayRef sizes) {
   const auto product = [](at::IntArrayRef of) {
     return static_cast<double>(std::max<int64_t>(c10::multiply_integers(of), 1));
@@ -25,10 +25,18 @@ bool is_a_reduction(c10::string_view name) {
   return name == "mean" || name == "batch" || name == "token" || name == "sum";
 }
 
-void check_dpenalty(const OptionalTensor& dpenalty, const Attributes& attributes) {
+// Both gradients may be absent.
+void check_gradients(const OptionalTensor& dy, const OptionalTensor& dpenalty,
+                     const Attributes& attributes, at::IntArrayRef sizes, at::Device device) {
+  for (const OptionalTensor& tensor : {dy, dpenalty}) {
+    TORCH_CHECK_VALUE(!tensor || !tensor->defined() || tensor->device() == device,
+                      "actreg: a gradient is on ", tensor->device(), " and input on ", device);
+  }
+  TORCH_CHECK_VALUE(!dy || !dy->defined() || dy->sizes() == sizes, "actreg: dy has shape ",
+                    dy->sizes(), ", but input has shape ", sizes);
   TORCH_CHECK_VALUE(
       !dpenalty || !dpenalty->defined() || dpenalty->sizes() == penalty_shape(attributes),
-      "actreg: dpenalty is a scalar, or two numbers without coefficients; but got "
+      "actreg: dpenalty is a scalar if there are coefficients, else it has shape [2], but got "
       "shape ",
       dpenalty->sizes());
 }
@@ -36,7 +44,7 @@ void check_dpenalty(const OptionalTensor& dpenalty, const Attributes& attributes
 }  // namespace
 
 Element element_of(at::ScalarType type) {
-  switch (type) {  // the border between torch's enumeration and our list of types
+  switch (type) {  // the only place that translates torch's dtypes into our list of types
     case at::kFloat:
       return ElementType<float>{};
     case at::kDouble:
@@ -112,21 +120,11 @@ void check_rng_state(const OptionalTensor& rng_state, at::Device device) {
                     " and input on ", device);
 }
 
-void check_devices(const OptionalTensor& dy, const OptionalTensor& dpenalty, at::Device device) {
-  for (const OptionalTensor& tensor : {dy, dpenalty}) {
-    TORCH_CHECK_VALUE(!tensor || !tensor->defined() || tensor->device() == device,
-                      "actreg: a gradient is on ", tensor->device(), " and input on ", device);
-  }
-}
-
 Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                          const Attributes& attributes, bool x_is_output) {
   Problem problem = make_problem(x, attributes, x_is_output);
   check_order(attributes.order, x.sizes().size());
-  check_devices(dy, dpenalty, x.device());
-  TORCH_CHECK_VALUE(!dy || !dy->defined() || dy->sizes() == x.sizes(), "actreg: dy has shape ",
-                    dy->sizes(), ", but input has shape ", x.sizes());
-  check_dpenalty(dpenalty, attributes);
+  check_gradients(dy, dpenalty, attributes, x.sizes(), x.device());
   problem.penalty.divide_by(denominator(attributes.reduction, x.sizes()));
   return problem;
 }
@@ -149,8 +147,7 @@ at::TensorOptions options_of_dx(const OptionalTensor& dy, const OptionalTensor& 
 }
 
 BitsProblem bits_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty,
-                         const OptionalTensor& bits, const OptionalTensor& rng_state,
-                         at::IntArrayRef sizes, at::ScalarType dtype,
+                         const OptionalTensor& bits, at::IntArrayRef sizes, at::ScalarType dtype,
                          const Attributes& attributes) {
   BitsProblem made{problem_of(attributes), {}, options_of_dx(dy, dpenalty, dtype)};
   made.problem.element = element_of(dtype);
@@ -158,20 +155,19 @@ BitsProblem bits_problem(const OptionalTensor& dy, const OptionalTensor& dpenalt
   made.slopes = state.slopes;
   check_order(attributes.order, sizes.size());
   const at::Device device = made.dx.device();
-  if (made.problem.draws_again()) check_rng_state(rng_state, device);
-  check_devices(dy, dpenalty, device);
-  TORCH_CHECK_VALUE(!dy || !dy->defined() || dy->sizes() == sizes, "actreg: dy has shape ",
-                    dy->sizes(), ", but input has shape ", sizes);
-  check_dpenalty(dpenalty, attributes);
+  check_gradients(dy, dpenalty, attributes, sizes, device);
   const bool has_bits = bits && bits->defined();
-  TORCH_CHECK_VALUE(has_bits || state.kept == Kept::kNothing, "actreg: there are no bits");
+  TORCH_CHECK_VALUE(has_bits || state.kept == Kept::kNothing,
+                    "actreg: there are no bits, which the gradient of '", attributes.activation,
+                    "' needs");
   if (has_bits) {
     const int64_t bytes = bytes_of_bits(c10::multiply_integers(sizes));
     TORCH_CHECK_VALUE(
         bits->scalar_type() == at::kByte && bits->dim() == 1 && bits->device() == device,
-        "actreg: bits are a uint8 tensor of one dimension on ", device);
-    TORCH_CHECK_VALUE(bits->numel() == bytes, "actreg: bits of shape ", sizes, " have shape [",
-                      bytes, "], but got ", bits->sizes());
+        "actreg: bits are a uint8 tensor of one dimension on ", device, ", but got ",
+        bits->scalar_type(), " of ", bits->dim(), " dimensions on ", bits->device());
+    TORCH_CHECK_VALUE(bits->numel() == bytes, "actreg: the bits of an input of shape ", sizes,
+                      " have shape [", bytes, "], but got ", bits->sizes());
   }
   made.problem.penalty.divide_by(denominator(attributes.reduction, sizes));
   return made;

@@ -1,17 +1,18 @@
-// The operators' schemas, and the Meta kernels: shapes without data. Layer: torch.
+// The operators' registration, and the Meta kernels: shapes without data. Layer: torch.
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
+#include <string>
 #include <vector>
 
-#include "torch/operators.h"
+#include "torch/dispatch.h"
 
 namespace actreg {
 namespace {
 
-// See Note [Positions]. Where sizes are not known yet, nothing may be asked of them. And compiled
-// autograd traces backward with tensors that are placeholders, of other shapes, types and devices:
-// the Meta kernels of backward take x, bits and rng_state as they come.
+// A tensor laid out in that order: see Note [Positions]. Does not look at the sizes, which may be
+// unknown. If the sizes are those of a placeholder (see backward_meta), the order does not fit
+// their number and is ignored.
 Tensor empty(c10::SymIntArrayRef sizes, at::IntArrayRef order, const at::TensorOptions& options) {
   if (order.size() != sizes.size()) return at::empty_symint(sizes, options);
   check_order(order, sizes.size());
@@ -24,56 +25,38 @@ Tensor empty(c10::SymIntArrayRef sizes, at::IntArrayRef order, const at::TensorO
   return at::empty_symint(permuted, options).permute(places);
 }
 
-std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const OptionalTensor& rng_state,
-                                        ACTREG_ATTRIBUTES) {
-  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
-  if (make_problem(x, attributes).drops()) check_rng_state(rng_state, x.device());
-  check_order(order, x.dim());
-  return {empty(x.sym_sizes(), order, x.options()),
-          at::empty(penalty_shape(attributes), x.options().dtype(accumulation_type(x)))};
-}
-
-std::tuple<Tensor, Tensor, Tensor> forward_random_meta(const Tensor& x, ACTREG_ATTRIBUTES) {
-  Tensor rng_state = at::empty({2}, x.options().dtype(at::kLong));
-  auto [y, penalty] = forward_meta(x, rng_state, ACTREG_ATTRIBUTE_NAMES);
-  return {y, penalty, rng_state};
-}
-
-void check_bits(ACTREG_ATTRIBUTES) {
-  const Attributes attributes{ACTREG_ATTRIBUTE_NAMES};
+void check_bits(const Attributes& attributes) {
   Problem problem = problem_of(attributes);
   bits_state(problem, attributes);
 }
 
-Tensor bits_meta(const Tensor& x) {
+Tensor bits_of(const Tensor& x) {
   return at::empty_symint({bytes_of_bits(x.sym_numel())}, x.options().dtype(at::kByte));
 }
 
-std::tuple<Tensor, Tensor, Tensor> forward_bits_meta(const Tensor& x,
-                                                     const OptionalTensor& rng_state,
-                                                     ACTREG_ATTRIBUTES) {
-  check_bits(ACTREG_ATTRIBUTE_NAMES);
-  auto [y, penalty] = forward_meta(x, rng_state, ACTREG_ATTRIBUTE_NAMES);
-  return {y, penalty, bits_meta(x)};
+Results forward_meta(const Tensor& x, const OptionalTensor* rng_state, const Attributes& attributes,
+                     bool with_bits) {
+  if (with_bits) check_bits(attributes);
+  const bool drops = make_problem(x, attributes).drops();
+  if (drops && rng_state) check_rng_state(*rng_state, x.device());
+  check_order(attributes.order, x.dim());
+  Results results;
+  results.y = empty(x.sym_sizes(), attributes.order, x.options());
+  results.penalty = at::empty(penalty_shape(attributes), x.options().dtype(accumulation_type(x)));
+  if (!rng_state) results.rng_state = at::empty({2}, x.options().dtype(at::kLong));
+  if (with_bits) results.bits = bits_of(x);
+  return results;
 }
 
 std::tuple<Tensor, Tensor> forward_in_place_meta(const Tensor& x, const OptionalTensor& rng_state,
-                                                 ACTREG_ATTRIBUTES, bool with_bits) {
-  if (with_bits) check_bits(ACTREG_ATTRIBUTE_NAMES);
-  check_order(order, x.dim());
-  writable(x, order);
-  auto [y, penalty] = forward_meta(x, rng_state, ACTREG_ATTRIBUTE_NAMES);
-  return {penalty, with_bits ? bits_meta(x) : at::empty({0}, x.options().dtype(at::kByte))};
+                                                 const Attributes& attributes, bool with_bits) {
+  check_order(attributes.order, x.dim());
+  writable(x, attributes.order);
+  Results results = forward_meta(x, &rng_state, attributes, with_bits);
+  if (!with_bits) results.bits = at::empty({0}, x.options().dtype(at::kByte));
+  return {results.penalty, results.bits};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward_random_bits_meta(const Tensor& x,
-                                                                    ACTREG_ATTRIBUTES) {
-  check_bits(ACTREG_ATTRIBUTE_NAMES);
-  auto [y, penalty, rng_state] = forward_random_meta(x, ACTREG_ATTRIBUTE_NAMES);
-  return {y, penalty, rng_state, bits_meta(x)};
-}
-
-// A tensor with data beside one without.
 void check_all_meta(std::initializer_list<OptionalTensor> tensors) {
   for (const OptionalTensor& tensor : tensors) {
     TORCH_CHECK_VALUE(!tensor || !tensor->defined() || tensor->device().is_meta(),
@@ -81,34 +64,37 @@ void check_all_meta(std::initializer_list<OptionalTensor> tensors) {
   }
 }
 
+// Compiled autograd traces backward with placeholders, whose shapes, dtypes and devices are others.
+// So the Meta kernels of backward check neither the shape nor the dtype of a tensor.
 Tensor backward_meta(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                     const OptionalTensor& rng_state, ACTREG_ATTRIBUTES, bool x_is_output) {
+                     const OptionalTensor& rng_state, const Attributes& attributes,
+                     bool x_is_output) {
   check_all_meta({dy, dpenalty, x, rng_state});
-  make_problem(x, {ACTREG_ATTRIBUTE_NAMES}, x_is_output);
-  return empty(x.sym_sizes(), order, x.options());
+  make_problem(x, attributes, x_is_output);
+  return empty(x.sym_sizes(), attributes.order, x.options());
 }
 
 Tensor backward_bits_meta(const OptionalTensor& dy, const OptionalTensor& dpenalty,
                           const OptionalTensor& bits, const OptionalTensor& rng_state,
                           const OptionalTensor& anchor, c10::SymIntArrayRef sizes,
-                          at::ScalarType dtype, ACTREG_ATTRIBUTES) {
+                          at::ScalarType dtype, const Attributes& attributes) {
   check_all_meta({dy, dpenalty, bits, rng_state, anchor});
-  check_bits(ACTREG_ATTRIBUTE_NAMES);
-  return empty(sizes, order, options_of_dx(dy, dpenalty, dtype));
+  check_bits(attributes);
+  return empty(sizes, attributes.order, options_of_dx(dy, dpenalty, dtype));
 }
 
+// The operator rng_state makes a tensor {seed, offset} on the device of x: a copy of `state`, or
+// {seed, 0} without one.
 void check_state(const OptionalTensor& state) {
   if (state && state->defined()) check_rng_state(state, state->device());
 }
-
 Tensor rng_state_meta(const Tensor& x, const OptionalTensor& state, c10::SymInt) {
   check_state(state);
   return at::empty({2}, x.options().dtype(at::kLong));
 }
-
-// In a compiled program an opaque operator, because Inductor drops a copy and reads the original
-// later, when the caller may have counted its offset up; and with a seed of the wrapper's own
-// integers, because those of Inductor's kernels end at 2^63.
+// A compiled program cannot see into this operator, for two reasons. Inductor drops a visible copy
+// and reads the original later, when the caller may have increased its offset. And Inductor's own
+// kernels take integers below 2^63 only.
 Tensor rng_state_copied(const Tensor& x, const OptionalTensor& state, c10::SymInt seed) {
   check_state(state);
   const Tensor made = at::empty({2}, x.options().dtype(at::kLong));
@@ -118,58 +104,40 @@ Tensor rng_state_copied(const Tensor& x, const OptionalTensor& state, c10::SymIn
   return made;
 }
 
+// Op's schema, with the attributes written out.
+template <class Op>
+void define(torch::Library& library, const std::vector<at::Tag>& tags) {
+  static constexpr c10::string_view kPlace = "ATTRIBUTES";
+  std::string schema = std::string(Op::kName) + Op::kSchema;
+  schema.replace(schema.find(kPlace), kPlace.size(), schema_of_attributes());
+  library.def(schema.c_str(), tags);
+}
+
 }  // namespace
 
 TORCH_LIBRARY(actreg, m) {
-#define ATTRIBUTES                                                                       \
-  "str activation, float[] parameters, float p, bool on_output, float[]? coefficients, " \
-  "str reduction, int[] order"
-  // No number depends on strides, but a kernel copies what is not laid out as `order` says.
+  // needs_exact_strides: results do not depend on strides, but a kernel copies a tensor that is not
+  // laid out as `order` says.
   const std::vector<at::Tag> pure = {at::Tag::needs_exact_strides, at::Tag::pt2_compliant_tag};
   const std::vector<at::Tag> random = {at::Tag::needs_exact_strides, at::Tag::pt2_compliant_tag,
                                        at::Tag::nondeterministic_seeded};
-  m.def("forward(Tensor x, Tensor? rng_state, " ATTRIBUTES ") -> (Tensor output, Tensor penalty)",
-        pure);
-  // Draws rng_state from the default generator of x's device.
-  m.def("forward_random(Tensor x, " ATTRIBUTES
-        ") -> (Tensor output, Tensor penalty, Tensor rng_state)",
-        random);
-  // The output may be in the place of x, where it tells what backward needs.
-  m.def("backward(Tensor? dy, Tensor? dpenalty, Tensor x, Tensor? rng_state, " ATTRIBUTES
-        ", bool x_is_output=False) -> Tensor",
-        pure);
-  // The same, if a bit for each element is all that backward needs of x.
-  m.def("forward_bits(Tensor x, Tensor? rng_state, " ATTRIBUTES
-        ") -> (Tensor output, Tensor penalty, Tensor bits)",
-        pure);
-  m.def("forward_random_bits(Tensor x, " ATTRIBUTES
-        ") -> (Tensor output, Tensor penalty, Tensor rng_state, Tensor bits)",
-        random);
-  // y into x; leaves bits if asked for.
-  m.def("forward_(Tensor(a!) x, Tensor? rng_state, " ATTRIBUTES
-        ", bool with_bits) -> (Tensor penalty, Tensor bits)",
-        pure);
-  m.def(
-      "backward_bits(Tensor? dy, Tensor? dpenalty, Tensor? bits, Tensor? rng_state, "
-      "Tensor? anchor, SymInt[] sizes, ScalarType dtype, " ATTRIBUTES ") -> Tensor",
-      pure);
-  // d(dx)/dx of backward, element by element.
-  m.def("curvature(Tensor? dy, Tensor? dpenalty, Tensor x, Tensor? rng_state, " ATTRIBUTES
-        ", bool x_is_output=False) -> Tensor",
-        pure);
-#undef ATTRIBUTES
+  define<Forward>(m, pure);
+  define<ForwardRandom>(m, random);
+  define<ForwardBits>(m, pure);
+  define<ForwardRandomBits>(m, random);
+  define<ForwardInPlace>(m, pure);
+  define<Backward>(m, pure);
+  define<BackwardBits>(m, pure);
+  define<Curvature>(m, pure);
   m.def("rng_state(Tensor x, Tensor? state, SymInt seed) -> Tensor", pure);
 }
 
 TORCH_LIBRARY_IMPL(actreg, Meta, m) {
-  m.impl("forward", &forward_meta);
-  m.impl("forward_random", &forward_random_meta);
-  m.impl("backward", &backward_meta);
-  m.impl("forward_bits", &forward_bits_meta);
-  m.impl("forward_random_bits", &forward_random_bits_meta);
-  m.impl("forward_", &forward_in_place_meta);
-  m.impl("backward_bits", &backward_bits_meta);
-  m.impl("curvature", &backward_meta);
+  implement_forward<&forward_meta>(m);
+  implement<ForwardInPlace, &forward_in_place_meta>(m);
+  implement<Backward, &backward_meta>(m);
+  implement<BackwardBits, &backward_bits_meta>(m);
+  implement<Curvature, &backward_meta>(m);
   m.impl("rng_state", &rng_state_meta);
 }
 

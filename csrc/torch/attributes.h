@@ -1,0 +1,131 @@
+// The attributes: what every operator takes besides tensors, listed once. Layer: torch.
+//
+// Note [Attributes]
+// An attribute goes through eight operators and, in each, through a schema, a typed handle, a Meta,
+// a CPU, a CUDA and an Autograd kernel, and it is kept by the nodes of the autograd graph. All of
+// them are derived from AttributesHeld. To add an attribute:
+// 1. Here: add the field, and its name and member to fields(). Then every schema, handle, kernel
+//    and node has it.
+// 2. operators.cpp: let problem_of check it and put it into the Problem.
+// 3. module.cpp: add it to Door, if the eager call of Python sets it.
+// tests/test_arguments.py then says which call in Python lacks it.
+#pragma once
+
+#include <c10/util/ArrayRef.h>
+#include <c10/util/string_view.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace actreg {
+
+// A name and a pointer to the member: a struct lists its fields as a tuple of these.
+template <class Struct, class Type>
+struct Field {
+  const char* name;
+  Type Struct::* member;
+};
+template <class Struct, class Type>
+Field(const char*, Type Struct::*) -> Field<Struct, Type>;
+
+// f(the value of each field, in the order of fields()).
+template <class Struct, class F>
+decltype(auto) with_fields(const Struct& values, F&& f) {
+  constexpr auto fields = Struct::fields();
+  return std::apply(
+      [&](const auto&... field) -> decltype(auto) { return f(values.*field.member...); }, fields);
+}
+
+// Views are for the time of one call. Values outlive the call: a node of the graph keeps them.
+struct Views {
+  using Text = c10::string_view;
+  template <class T>
+  using List = at::ArrayRef<T>;
+};
+struct Values {
+  using Text = std::string;
+  template <class T>
+  using List = std::vector<T>;
+};
+
+template <class Held>
+struct AttributesHeld {
+  using Text = typename Held::Text;
+  using Numbers = typename Held::template List<double>;
+  using Integers = typename Held::template List<int64_t>;
+
+  Text activation;
+  Numbers parameters;  // of the activation, in its own order
+  double p;            // the probability that dropout sets an element to 0
+  bool on_output;      // true: the penalty is on y; false: on a
+  // {l1, l2}: the operator returns the penalty. Absent: it returns the two sums, one by one.
+  std::optional<Numbers> coefficients;
+  Text reduction;  // "sum", "mean", "batch" or "token": D, which divides the penalty or the sums
+  Integers order;  // see Note [Positions]
+
+  static constexpr auto fields() {
+    using A = AttributesHeld;
+    return std::make_tuple(Field{"activation", &A::activation}, Field{"parameters", &A::parameters},
+                           Field{"p", &A::p}, Field{"on_output", &A::on_output},
+                           Field{"coefficients", &A::coefficients},
+                           Field{"reduction", &A::reduction}, Field{"order", &A::order});
+  }
+};
+using Attributes = AttributesHeld<Views>;
+using OwnedAttributes = AttributesHeld<Values>;
+
+// Types as a list, for partial specialization.
+template <class...>
+struct Types {};
+
+template <class Struct, class... Type>
+Types<Type...> types_of(std::tuple<Field<Struct, Type>...>);
+using AttributeTypes = decltype(types_of(Attributes::fields()));
+
+inline std::string owned(c10::string_view text) { return {text.data(), text.size()}; }
+template <class T>
+std::vector<T> owned(at::ArrayRef<T> list) {
+  return list.vec();
+}
+inline double owned(double number) { return number; }
+inline bool owned(bool flag) { return flag; }
+template <class T>
+auto owned(const std::optional<T>& value) {
+  using Owned = decltype(owned(*value));
+  return value ? std::optional<Owned>(owned(*value)) : std::nullopt;
+}
+inline OwnedAttributes owned(const Attributes& attributes) {
+  return with_fields(attributes,
+                     [](const auto&... value) { return OwnedAttributes{owned(value)...}; });
+}
+inline Attributes view(const OwnedAttributes& attributes) {
+  return with_fields(attributes, [](const auto&... value) { return Attributes{value...}; });
+}
+
+// The type of an attribute, as schemas spell it.
+inline std::string schema_type(c10::string_view) { return "str"; }
+inline std::string schema_type(double) { return "float"; }
+inline std::string schema_type(bool) { return "bool"; }
+inline std::string schema_type(at::ArrayRef<double>) { return "float[]"; }
+inline std::string schema_type(at::ArrayRef<int64_t>) { return "int[]"; }
+template <class T>
+std::string schema_type(const std::optional<T>&) {
+  return schema_type(T{}) + "?";
+}
+
+// "str activation, float[] parameters, ..."
+inline std::string schema_of_attributes() {
+  std::string text;
+  const auto add = [&](const auto& field) {
+    const std::string type = schema_type(Attributes{}.*field.member);
+    text += (text.empty() ? "" : ", ") + type + " " + field.name;
+  };
+  std::apply([&](const auto&... field) { (add(field), ...); }, Attributes::fields());
+  return text;
+}
+
+}  // namespace actreg

@@ -1,0 +1,155 @@
+// The kernels of all operators for one device, as far as devices are alike. Layer: torch.
+//
+// Note [Backends]
+// A backend B is a struct of static functions. `state` is rng_state, checked and contiguous, and
+// absent where no mask is drawn.
+//   Guard(device)                   makes the device the current one, as long as the guard lives
+//   empty(sizes, type, device)      a new contiguous tensor
+//   dense(sizes, strides, type, device)  a new tensor, all of which is going to be written
+//   forward(problem, x, state, results)  draws results.rng_state if that is defined; then fills
+//                                   the tensors of `results`
+//   backward_kernel(), curvature_kernel(), backward_bits_kernel(slopes)
+//   run_backward(kernel, problem, state, dy, dpenalty, dx, order)   fills dx by one of the three
+// All operators of the device are then registered by implement_backend<B>(library).
+#pragma once
+
+#include <tuple>
+#include <vector>
+
+#include "torch/dispatch.h"
+
+namespace actreg {
+
+// A saved tensor may come back with other strides. An undefined tensor counts as absent.
+inline OptionalTensor contiguous(const OptionalTensor& tensor) {
+  return tensor && tensor->defined() ? OptionalTensor(tensor->contiguous()) : std::nullopt;
+}
+
+inline OptionalTensor checked_state(bool is_needed, const OptionalTensor& rng_state,
+                                    at::Device device) {
+  if (!is_needed) return std::nullopt;
+  check_rng_state(rng_state, device);
+  return rng_state->contiguous();
+}
+
+// Writes y into a new tensor, or into `into`, which may be the input. Without rng_state it draws
+// one. All checks and allocations come before the generator moves, so that no call that fails
+// moves it.
+template <class B>
+Results forward_into(const Tensor& into, const Tensor& input, const OptionalTensor* rng_state,
+                     const Attributes& attributes, bool with_bits) {
+  Problem problem = forward_problem(input, attributes);
+  const at::Device device = input.device();
+  OptionalTensor state;
+  if (rng_state) state = checked_state(problem.drops(), *rng_state, device);
+  if (with_bits) bits_state(problem, attributes);
+  [[maybe_unused]] const typename B::Guard guard(device);
+  const Tensor x = in_order(input, attributes.order);
+  Results results;
+  results.y = into.defined() ? into
+                             : B::dense(x.sizes(), strides_of(x.sizes(), attributes.order),
+                                        x.scalar_type(), device);
+  results.penalty = B::empty(penalty_shape(attributes), accumulation_type(x), device);
+  if (!rng_state) results.rng_state = B::empty({2}, at::kLong, device);
+  if (with_bits) {
+    results.bits = B::empty({bytes_of_bits(x.numel())}, at::kByte, device);
+    problem.bits = results.bits.template mutable_data_ptr<uint8_t>();
+  }
+  problem.x = x.const_data_ptr();
+  problem.out = results.y.mutable_data_ptr();
+  B::forward(problem, x, state, results);
+  return results;
+}
+
+template <class B>
+Results forward_on(const Tensor& x, const OptionalTensor* rng_state, const Attributes& attributes,
+                   bool with_bits) {
+  return forward_into<B>(Tensor(), x, rng_state, attributes, with_bits);
+}
+
+template <class B>
+std::tuple<Tensor, Tensor> forward_in_place_on(const Tensor& x, const OptionalTensor& rng_state,
+                                               const Attributes& attributes, bool with_bits) {
+  check_order(attributes.order, x.dim());
+  Results results =
+      forward_into<B>(writable(x, attributes.order), x, &rng_state, attributes, with_bits);
+  if (!results.y.is_same(x)) x.copy_(results.y);
+  // Takes no memory, so that nothing can fail after x is written.
+  if (!with_bits) results.bits = B::empty({0}, at::kByte, x.device());
+  return {std::move(results.penalty), std::move(results.bits)};
+}
+
+// dx, or the curvature, from x. `order` is the order of positions in x.
+template <class B, class Kernel>
+Tensor from_x(Kernel kernel, Problem& problem, const OptionalTensor& dy,
+              const OptionalTensor& dpenalty, const Tensor& input, const OptionalTensor& rng_state,
+              at::IntArrayRef order) {
+  const at::Device device = input.device();
+  const OptionalTensor state = checked_state(problem.drops(), rng_state, device);
+  [[maybe_unused]] const typename B::Guard guard(device);
+  const Tensor x = in_order(input, order);
+  const Tensor dx = B::dense(x.sizes(), strides_of(x.sizes(), order), x.scalar_type(), device);
+  problem.x = x.const_data_ptr();
+  B::run_backward(kernel, problem, state, dy, dpenalty, dx, order);
+  return dx;
+}
+
+template <class B>
+Tensor backward_on(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
+                   const OptionalTensor& rng_state, const Attributes& attributes,
+                   bool x_is_output) {
+  Problem problem = backward_problem(dy, dpenalty, x, attributes, x_is_output);
+  return from_x<B>(B::backward_kernel(), problem, dy, dpenalty, x, rng_state, attributes.order);
+}
+
+// The kernels of curvature exist for float64 only: any other x is converted, and the result back.
+template <class B>
+Tensor curvature_on(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
+                    const OptionalTensor& rng_state, const Attributes& attributes,
+                    bool x_is_output) {
+  Problem problem = backward_problem(dy, dpenalty, x, attributes, x_is_output);
+  OptionalTensor wide_dy;
+  if (dy) wide_dy = dy->to(at::kDouble);
+  Attributes rounded = attributes;
+  std::vector<double> parameters = attributes.parameters.vec();
+  if (x.scalar_type() != at::kDouble) {
+    // The other kernels compute with float parameters. Rounding these keeps every kink in place.
+    for (double& parameter : parameters) parameter = static_cast<float>(parameter);
+  }
+  rounded.parameters = parameters;
+  problem.activation = problem_of(rounded).activation;
+  problem.element = ElementType<double>{};
+  return from_x<B>(B::curvature_kernel(), problem, wide_dy, dpenalty, x.to(at::kDouble), rng_state,
+                   attributes.order)
+      .to(x.scalar_type());
+}
+
+template <class B>
+Tensor backward_bits_on(const OptionalTensor& dy, const OptionalTensor& dpenalty,
+                        const OptionalTensor& bits, const OptionalTensor& rng_state,
+                        const OptionalTensor& /*anchor*/, c10::SymIntArrayRef symbolic_sizes,
+                        at::ScalarType dtype, const Attributes& attributes) {
+  const at::IntArrayRef sizes = C10_AS_INTARRAYREF_SLOW(symbolic_sizes);
+  BitsProblem made = bits_problem(dy, dpenalty, bits, sizes, dtype, attributes);
+  const at::Device device = made.dx.device();
+  const OptionalTensor state = checked_state(made.problem.draws_again(), rng_state, device);
+  [[maybe_unused]] const typename B::Guard guard(device);
+  const OptionalTensor read = contiguous(bits);
+  // The kernels of backward only read the bits, through the pointer that forward writes through.
+  if (read) made.problem.bits = const_cast<uint8_t*>(read->template const_data_ptr<uint8_t>());
+  const Tensor dx = B::dense(sizes, strides_of(sizes, attributes.order), dtype, device);
+  B::run_backward(B::backward_bits_kernel(made.slopes), made.problem, state, dy, dpenalty, dx,
+                  attributes.order);
+  return dx;
+}
+
+template <class B>
+void implement_backend(torch::Library& library) {
+  implement_forward<&forward_on<B>>(library);
+  implement<ForwardInPlace, &forward_in_place_on<B>>(library);
+  implement<Backward, &backward_on<B>>(library);
+  implement<BackwardBits, &backward_bits_on<B>>(library);
+  implement<Curvature, &curvature_on<B>>(library);
+}
+
+}  // namespace actreg
