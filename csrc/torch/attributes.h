@@ -4,11 +4,11 @@
 // An attribute goes through eight operators and, in each, through a schema, a typed handle, a Meta,
 // a CPU, a CUDA and an Autograd kernel, and it is kept by the nodes of the autograd graph. All of
 // them are derived from AttributesHeld. To add an attribute:
-// 1. Here: add the field, and its name and member to fields(). Then every schema, handle, kernel
-//    and node has it.
-// 2. operators.cpp: let problem_of check it and put it into the Problem.
-// 3. module.cpp: add it to Door, if the eager call of Python sets it.
-// tests/test_arguments.py then says which call in Python lacks it.
+// 1. Here, add the field, and add it to fields() at the same place. Then every schema, handle,
+//    kernel and node has it.
+// 2. In operators.cpp, let problem_of check it and put it into the Problem.
+// 3. In module.cpp, add it to FromPython, if the eager call sets it. Else give it a default there.
+// 4. In actreg_ext, pass it where torch.ops.actreg is called.
 #pragma once
 
 #include <c10/util/ArrayRef.h>
@@ -23,7 +23,7 @@
 
 namespace actreg {
 
-// A name and a pointer to the member: a struct lists its fields as a tuple of these.
+// A field of a struct. A struct lists its fields as a tuple: see AttributesHeld::fields().
 template <class Struct, class Type>
 struct Field {
   const char* name;
@@ -32,7 +32,7 @@ struct Field {
 template <class Struct, class Type>
 Field(const char*, Type Struct::*) -> Field<Struct, Type>;
 
-// f(the value of each field, in the order of fields()).
+// Calls f with the values of all fields: f(values.activation, values.parameters, ...).
 template <class Struct, class F>
 decltype(auto) with_fields(const Struct& values, F&& f) {
   constexpr auto fields = Struct::fields();
@@ -40,7 +40,8 @@ decltype(auto) with_fields(const Struct& values, F&& f) {
       [&](const auto&... field) -> decltype(auto) { return f(values.*field.member...); }, fields);
 }
 
-// Views are for the time of one call. Values outlive the call: a node of the graph keeps them.
+// Attributes are held as views of the caller's memory during a call, and as values in a node of the
+// graph, which outlives the call.
 struct Views {
   using Text = c10::string_view;
   template <class T>
@@ -62,9 +63,9 @@ struct AttributesHeld {
   Numbers parameters;  // of the activation, in its own order
   double p;            // the probability that dropout sets an element to 0
   bool on_output;      // true: the penalty is on y; false: on a
-  // {l1, l2}: the operator returns the penalty. Absent: it returns the two sums, one by one.
+  // {l1, l2}: forward returns the penalty. Absent: forward returns the two sums, as two numbers.
   std::optional<Numbers> coefficients;
-  Text reduction;  // "sum", "mean", "batch" or "token": D, which divides the penalty or the sums
+  Text reduction;  // "sum", "mean", "batch" or "token": sets D, which divides the penalty or sums
   Integers order;  // see Note [Positions]
 
   static constexpr auto fields() {
@@ -78,14 +79,16 @@ struct AttributesHeld {
 using Attributes = AttributesHeld<Views>;
 using OwnedAttributes = AttributesHeld<Values>;
 
-// Types as a list, for partial specialization.
+// A list of types.
 template <class...>
 struct Types {};
 
+// Only for its type: Types<string_view, ArrayRef<double>, ...>.
 template <class Struct, class... Type>
 Types<Type...> types_of(std::tuple<Field<Struct, Type>...>);
 using AttributeTypes = decltype(types_of(Attributes::fields()));
 
+// Views to values, and back.
 inline std::string owned(c10::string_view text) { return {text.data(), text.size()}; }
 template <class T>
 std::vector<T> owned(at::ArrayRef<T> list) {
@@ -117,7 +120,7 @@ std::string schema_type(const std::optional<T>&) {
   return schema_type(T{}) + "?";
 }
 
-// "str activation, float[] parameters, ..."
+// The attributes as schemas list them: "str activation, float[] parameters, ...".
 inline std::string schema_of_attributes() {
   std::string text;
   const auto add = [&](const auto& field) {

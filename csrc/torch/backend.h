@@ -1,16 +1,16 @@
 // The kernels of all operators for one device, as far as devices are alike. Layer: torch.
 //
 // Note [Backends]
-// A backend B is a struct of static functions. `state` is rng_state, checked and contiguous, and
-// absent where no mask is drawn.
-//   Guard(device)                   makes the device the current one, as long as the guard lives
-//   empty(sizes, type, device)      a new contiguous tensor
-//   dense(sizes, strides, type, device)  a new tensor, all of which is going to be written
-//   forward(problem, x, state, results)  draws results.rng_state if that is defined; then fills
-//                                   the tensors of `results`
-//   backward_kernel(), curvature_kernel(), backward_bits_kernel(slopes)
-//   run_backward(kernel, problem, state, dy, dpenalty, dx, order)   fills dx by one of the three
-// All operators of the device are then registered by implement_backend<B>(library).
+// A backend is a struct B with the static members below. From B, implement_backend<B>(library)
+// registers all operators of a device.
+//   Guard guard(device)                 `device` is the current one as long as the guard lives
+//   empty(sizes, type, device)          a new contiguous tensor
+//   dense(sizes, strides, type, device) a new dense tensor, every element of which will be written
+//   forward(problem, x, state, results) fills the tensors of `results`; if results.rng_state is
+//                                       defined, draws it first
+//   run_backward(kernel, problem, state, dy, dpenalty, dx, order)   fills dx by one of the kernels
+//   backward_kernel(), curvature_kernel(), backward_bits_kernel(slopes)   these kernels
+// `state` is rng_state, checked and contiguous. It is absent if no mask is drawn from it.
 #pragma once
 
 #include <tuple>
@@ -20,11 +20,13 @@
 
 namespace actreg {
 
-// A saved tensor may come back with other strides. An undefined tensor counts as absent.
+// A tensor that was saved for backward may come back with other strides. An undefined tensor counts
+// as absent.
 inline OptionalTensor contiguous(const OptionalTensor& tensor) {
   return tensor && tensor->defined() ? OptionalTensor(tensor->contiguous()) : std::nullopt;
 }
 
+// `state` of Note [Backends].
 inline OptionalTensor checked_state(bool is_needed, const OptionalTensor& rng_state,
                                     at::Device device) {
   if (!is_needed) return std::nullopt;
@@ -32,9 +34,9 @@ inline OptionalTensor checked_state(bool is_needed, const OptionalTensor& rng_st
   return rng_state->contiguous();
 }
 
-// Writes y into a new tensor, or into `into`, which may be the input. Without rng_state it draws
-// one. All checks and allocations come before the generator moves, so that no call that fails
-// moves it.
+// Writes y into `into`, which may be the input, or into a new tensor if `into` is undefined. If
+// rng_state is null, the backend draws one, after all checks: a refused call does not move the
+// generator.
 template <class B>
 Results forward_into(const Tensor& into, const Tensor& input, const OptionalTensor* rng_state,
                      const Attributes& attributes, bool with_bits) {
@@ -74,12 +76,12 @@ std::tuple<Tensor, Tensor> forward_in_place_on(const Tensor& x, const OptionalTe
   Results results =
       forward_into<B>(writable(x, attributes.order), x, &rng_state, attributes, with_bits);
   if (!results.y.is_same(x)) x.copy_(results.y);
-  // Takes no memory, so that nothing can fail after x is written.
+  // An empty tensor takes no memory. So this cannot fail, now that x is overwritten.
   if (!with_bits) results.bits = B::empty({0}, at::kByte, x.device());
   return {std::move(results.penalty), std::move(results.bits)};
 }
 
-// dx, or the curvature, from x. `order` is the order of positions in x.
+// dx or the curvature, computed from x.
 template <class B, class Kernel>
 Tensor from_x(Kernel kernel, Problem& problem, const OptionalTensor& dy,
               const OptionalTensor& dpenalty, const Tensor& input, const OptionalTensor& rng_state,
@@ -102,7 +104,8 @@ Tensor backward_on(const OptionalTensor& dy, const OptionalTensor& dpenalty, con
   return from_x<B>(B::backward_kernel(), problem, dy, dpenalty, x, rng_state, attributes.order);
 }
 
-// The kernels of curvature exist for float64 only: any other x is converted, and the result back.
+// The curvature kernels exist for float64 only. So x and dy are converted to float64, and the
+// result is converted to the dtype of x.
 template <class B>
 Tensor curvature_on(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                     const OptionalTensor& rng_state, const Attributes& attributes,
@@ -113,7 +116,8 @@ Tensor curvature_on(const OptionalTensor& dy, const OptionalTensor& dpenalty, co
   Attributes rounded = attributes;
   std::vector<double> parameters = attributes.parameters.vec();
   if (x.scalar_type() != at::kDouble) {
-    // The other kernels compute with float parameters. Rounding these keeps every kink in place.
+    // forward and backward use the parameters as float. With the same rounding here, the kinks of
+    // the activation are at the same x.
     for (double& parameter : parameters) parameter = static_cast<float>(parameter);
   }
   rounded.parameters = parameters;
@@ -135,7 +139,7 @@ Tensor backward_bits_on(const OptionalTensor& dy, const OptionalTensor& dpenalty
   const OptionalTensor state = checked_state(made.problem.draws_again(), rng_state, device);
   [[maybe_unused]] const typename B::Guard guard(device);
   const OptionalTensor read = contiguous(bits);
-  // The kernels of backward only read the bits, through the pointer that forward writes through.
+  // Problem has one pointer to the bits: forward writes through it, backward only reads.
   if (read) made.problem.bits = const_cast<uint8_t*>(read->template const_data_ptr<uint8_t>());
   const Tensor dx = B::dense(sizes, strides_of(sizes, attributes.order), dtype, device);
   B::run_backward(B::backward_bits_kernel(made.slopes), made.problem, state, dy, dpenalty, dx,

@@ -1,4 +1,4 @@
-// The CPU kernels in use. Layer: torch.
+// Which CPU kernels are in use: those of one instruction set. Layer: torch.
 #pragma once
 
 #include "cpu/kernels.h"

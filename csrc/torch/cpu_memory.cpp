@@ -12,18 +12,21 @@
 namespace actreg {
 namespace {
 
-// Beyond this glibc's malloc takes each block fresh from the system, and gives it back.
+// From this size on, glibc's malloc maps each block freshly and unmaps it when it is freed.
 constexpr uintptr_t kFresh = uintptr_t{32} << 20;
 
 // Note [Huge pages]
-// The first write to each fresh page of 4 kB is a fault, and these are 80 to 90 % of the time of a
-// call on such a tensor. Pages of 2 MB, where the system grants them, are 500 times as few: forward
-// takes 0.3 to 0.4, backward 0.4 to 0.7 of the time (2^23 to 2^26 elements; docs/performance.md).
-// A virtual machine whose host takes freed memory back may wait for each of them: there all such
-// calls of three benchmarks took together 0.63, 0.65 and 0.79 of the floor's time, single ones 3
-// times it. It is a hint, which stays with the block until the system has it back, and all of the
-// memory is written, so that none is wasted. Smaller blocks malloc mostly uses again, and a hint
-// for those of 4 MB and more gained nothing.
+// Linux handles the first write to each fresh page of memory as a fault. With pages of 4 kB these
+// faults take 80 to 90 % of the time of a call on a tensor of kFresh bytes or more. madvise asks
+// for pages of 2 MB instead, 500 times fewer. Where the system grants them, forward takes 0.3 to
+// 0.4 and backward 0.4 to 0.7 of the time without (2^23 to 2^26 elements; docs/performance.md).
+// - The risk: a virtual machine whose host takes freed memory back may wait for each huge page. On
+//   such a machine all these calls together took 0.63, 0.65 and 0.79 of the floor's time (x.clone()
+//   and torch.add(x, dy)) in three benchmarks, but single calls took 3 times the floor's time.
+// - madvise is a hint. It ends when the block is unmapped. No memory is wasted, because all of the
+//   tensor is written.
+// - Smaller blocks get no hint: malloc mostly uses them again without fresh pages, and a hint for
+//   blocks of 4 MB and more gained nothing.
 void prefer_huge_pages([[maybe_unused]] const at::Tensor& fresh) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHuge = uintptr_t{2} << 20;
@@ -37,7 +40,8 @@ void prefer_huge_pages([[maybe_unused]] const at::Tensor& fresh) {
 
 }  // namespace
 
-// Without the dispatcher: a third of the time of a call on a small tensor would go there.
+// Does not go through the dispatcher, which would take a third of the time of a call on a small
+// tensor.
 at::Tensor new_dense(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType type) {
   at::Tensor tensor = at::detail::empty_strided_cpu(sizes, strides, type);
   prefer_huge_pages(tensor);

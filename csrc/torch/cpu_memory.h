@@ -5,7 +5,7 @@
 
 namespace actreg {
 
-// A tensor of that dense layout, all of which is going to be written.
+// A new dense tensor. The caller has to write every element.
 at::Tensor new_dense(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType type);
 
 }  // namespace actreg

@@ -1,20 +1,24 @@
-// The workspaces: whose they are, and until when. Layer: torch.
+// The workspaces: which launch uses which one, and when a workspace is free again. Layer: torch.
 //
 // Note [Workspaces]
-// Launches that may overlap need workspaces of their own. On a stream they do not overlap: each
-// stream has one. A graph may be replayed on any stream, beside whatever runs on the one it was
-// captured on: what one capture puts on one stream has one, which CUDA gives back when the last of
-// the graph is gone. A workspace is zeroed once, and every launch leaves it zeroed: nothing but the
-// kernel is launched. It is no memory of PyTorch's allocator, which might take it from the pool of
-// a graph that is being prepared.
+// A workspace is the device memory in which the blocks of one launch add up their sums. Two
+// launches that may overlap need two workspaces.
+// - Launches on one stream do not overlap. So each stream has one workspace.
+// - A captured graph may be replayed on any stream, while other launches run on the stream it was
+//   captured on. So each stream of each capture has a workspace of its own. CUDA calls give_back
+//   when the graph and all its instances are destroyed, and the workspace is free again.
+// A workspace is zeroed once, when it is made, and every launch leaves it zeroed. So a call
+// launches its kernel and nothing else. The memory does not come from PyTorch's allocator, because
+// that might take it from the memory pool of a graph that is being captured.
 //
-// A graph may be instantiated several times. All instances share the workspace, as they share the
-// graph's tensors, so two instances must not run at the same time. The last one gives back.
+// A graph may be instantiated several times. All its instances share one workspace, as they share
+// the graph's tensors. So two instances of a graph must not run at the same time.
 //
 // CUDA does not tell when a stream is destroyed, nor when the last launch on it has ended. So a
-// stream's workspace is never taken from it, and only the first kStreams streams of a device have
-// one. On any later stream each call takes memory from PyTorch's allocator, which is made for
-// memory of one stream, and zeroes the counter in it: one more launch, and no memory that stays.
+// stream keeps its workspace for ever, and only the first kStreams streams of a device get one. On
+// any other stream each call allocates temporary memory from PyTorch's allocator, which knows when
+// memory of a stream may be used again, and zeroes the counter in it. That costs one more launch
+// for each call, but no memory for ever.
 #include "torch/cuda_workspaces.h"
 
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -31,13 +35,13 @@
 namespace actreg {
 namespace {
 
-// A device has at most 129 streams of PyTorch's own: 32 in the pool of each of 4 priorities, and
-// the default one. 256 workspaces take 16 MB.
+// PyTorch itself makes at most 129 streams on a device: 32 in the pool of each of 4 priorities, and
+// the default stream. 256 workspaces take 16 MB.
 constexpr int kStreams = 256;
 
 struct Key {
   c10::DeviceIndex device;
-  unsigned long long stream, capture;  // by their ids; of no capture: 0
+  unsigned long long stream, capture;  // ids; capture is 0 outside of a capture
 
   friend bool operator<(const Key& a, const Key& b) {
     return std::tie(a.device, a.stream, a.capture) < std::tie(b.device, b.stream, b.capture);
@@ -45,11 +49,13 @@ struct Key {
 };
 
 struct Workspaces {
-  std::mutex making;  // held by who makes one; CUDA's thread, which gives back, waits for the other
+  // Two locks, because CUDA's own thread calls give_back and must not wait for CUDA calls. `making`
+  // is held while a workspace is made by CUDA calls; `mutex` guards the maps, for a moment only.
+  std::mutex making;
   std::mutex mutex;
   std::map<Key, cuda::Workspace*> taken;
   std::map<c10::DeviceIndex, std::vector<cuda::Workspace*>> spare;
-  std::map<c10::DeviceIndex, int> streams;  // that have one
+  std::map<c10::DeviceIndex, int> streams;  // the number of streams that have a workspace
 
   cuda::Workspace* find(const Key& key) {
     const std::lock_guard<std::mutex> lock(mutex);
@@ -81,7 +87,7 @@ struct Workspaces {
   }
 };
 Workspaces& all() {
-  static auto* workspaces = new Workspaces;  // outlive the CUDA runtime
+  static auto* workspaces = new Workspaces;  // never deleted: the CUDA runtime may end later
   return *workspaces;
 }
 
@@ -92,13 +98,15 @@ struct Destroy {
   void operator()(cudaStream_t stream) const { (void)cudaStreamDestroy(stream); }
 };
 
-// Other streams, and this one, may be capturing: neither is touched.
+// The current stream and others may be capturing. So the memory is zeroed on a new stream, in the
+// relaxed mode, which allows cudaMalloc during a capture.
 cuda::Workspace* zeroed_workspace(bool is_capturing) {
   const c10::cuda::CUDAStreamCaptureModeGuard guard(cudaStreamCaptureModeRelaxed);
   void* memory = nullptr;
   if (cudaMalloc(&memory, sizeof(cuda::Workspace)) != cudaSuccess) {
     (void)cudaGetLastError();
-    if (!is_capturing) c10::cuda::CUDACachingAllocator::emptyCache();  // it may hold all there is
+    // PyTorch's allocator may hold all free memory of the device.
+    if (!is_capturing) c10::cuda::CUDACachingAllocator::emptyCache();
     C10_CUDA_CHECK(cudaMalloc(&memory, sizeof(cuda::Workspace)));
   }
   std::unique_ptr<cuda::Workspace, Free> workspace(static_cast<cuda::Workspace*>(memory));
@@ -114,9 +122,9 @@ struct Delete {
   void operator()(void* memory) const { c10::cuda::CUDACachingAllocator::raw_delete(memory); }
 };
 
-// For the calling thread's next launch. The thread keeps the memory until it comes here again: by
-// then the launch is on the stream, and the allocator orders the next use of the memory after it,
-// as for any tensor.
+// A workspace for the next launch of the calling thread. The thread keeps the memory until it calls
+// this function again. By then the launch is on the stream, and the allocator makes sure, as for
+// any tensor, that the next user of the memory waits for the launch.
 cuda::Workspace* temporary_workspace(cudaStream_t stream) {
   thread_local std::unique_ptr<void, Delete> memory;
   memory.reset();
@@ -127,12 +135,13 @@ cuda::Workspace* temporary_workspace(cudaStream_t stream) {
   return workspace;
 }
 
-// Called by CUDA, on a thread that must not call it.
+// CUDA calls this function, on a thread that must not call CUDA functions.
 void give_back(void* key_of_graph) {
   const std::unique_ptr<Key> key(static_cast<Key*>(key_of_graph));
   all().give_back(*key);
 }
 
+// Makes CUDA call give_back when the graph is destroyed.
 void give_back_with(cudaGraph_t graph, const Key& key) {
   cudaUserObject_t owner = nullptr;
   auto kept = std::make_unique<Key>(key);
@@ -140,14 +149,15 @@ void give_back_with(cudaGraph_t graph, const Key& key) {
       cudaUserObjectCreate(&owner, kept.get(), give_back, 1, cudaUserObjectNoDestructorSync));
   (void)kept.release();
   const cudaError_t error = cudaGraphRetainUserObject(graph, owner, 1, cudaGraphUserObjectMove);
-  if (error != cudaSuccess) (void)cudaUserObjectRelease(owner, 1);  // which gives back
+  if (error != cudaSuccess) (void)cudaUserObjectRelease(owner, 1);  // calls give_back
   C10_CUDA_CHECK(error);
 }
 
 }  // namespace
 
 cuda::Workspace* workspace_of(c10::DeviceIndex device, cudaStream_t stream) {
-  // The handle of a stream may be another's once it is destroyed, or another for each thread.
+  // The id, not the handle, tells streams apart: a new stream may get the handle of a destroyed
+  // one, and the handle of a thread's default stream is the same in every thread.
   Key key{device, 0, 0};
   C10_CUDA_CHECK(cudaStreamGetId(stream, &key.stream));
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;

@@ -1,4 +1,4 @@
-// Where the CUDA kernels' sums are put together. Layer: torch.
+// The memory in which CUDA kernels add up their sums. Layer: torch.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -7,7 +7,8 @@
 
 namespace actreg {
 
-// For a launch on the current device and that stream. See Note [Workspaces].
+// The workspace for a launch on `device`, which is the current one, and `stream`. See
+// Note [Workspaces].
 cuda::Workspace* workspace_of(c10::DeviceIndex device, cudaStream_t stream);
 
 }  // namespace actreg

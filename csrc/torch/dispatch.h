@@ -1,8 +1,8 @@
-// The table of operators: name, schema, C++ signature; how to call and how to implement each of
-// them. Layer: torch. It holds no kernel.
+// The table of operators, with the name, the schema and the C++ signature of each; how to call an
+// operator and how to register a kernel. Layer: torch. Must hold no kernel.
 //
-// Calls go through the dispatcher, so that autograd, functorch, fake tensors and dispatch modes see
-// them. A typed handle makes such a call much cheaper than a call through torch.ops.
+// Op::call goes through the dispatcher, so that autograd, functorch, fake tensors and dispatch
+// modes see the call. Through a typed handle it is much cheaper than through torch.ops.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -18,8 +18,10 @@
 
 namespace actreg {
 
-// An operator, whose arguments are `Before...`, the attributes one by one, and `After...`. Here and
-// in the kernels the attributes are one argument: `call(before..., attributes, after...)`.
+// An operator. The dispatcher passes it the arguments `Before...`, then the attributes one by one,
+// then `After...`. Callers and kernels have one argument `attributes` instead:
+//   Backward::call(dy, dpenalty, x, rng_state, attributes, x_is_output)
+// is backward(dy, dpenalty, x, rng_state, activation, parameters, ..., order, x_is_output).
 template <class Op, class Result, class Before, class After = Types<>,
           class Attribute = AttributeTypes>
 struct Operator;
@@ -27,7 +29,7 @@ struct Operator;
 template <class Op, class R, class... Before, class... After, class... Attribute>
 struct Operator<Op, R, Types<Before...>, Types<After...>, Types<Attribute...>> {
   using Result = R;
-  using Flat = Result(Before..., Attribute..., After...);  // as the dispatcher has it
+  using Flat = Result(Before..., Attribute..., After...);  // for the dispatcher
   using Kernel = Result(Before..., const Attributes&, After...);
   using Keyed = Result(c10::DispatchKeySet, Before..., const Attributes&, After...);
 
@@ -43,7 +45,7 @@ struct Operator<Op, R, Types<Before...>, Types<After...>, Types<Attribute...>> {
     });
   }
 
-  // Registers `kernel`, a Kernel or a Keyed; the latter for kernels that redispatch.
+  // Registers `kernel`, a Kernel, or a Keyed if it redispatches.
   template <auto* kernel>
   static void implement(torch::Library& library) {
     if constexpr (std::is_same_v<decltype(kernel), Kernel*>) {
@@ -78,14 +80,14 @@ void implement(torch::Library& library) {
   Op::template implement<kernel>(library);
 }
 
-// What the forward operators compute. Each of them returns some of these tensors.
+// What the forward operators compute. Each operator returns some of these tensors.
 struct Results {
   Tensor y, penalty, rng_state, bits;
 };
 
-// A forward operator. If `draws`, it takes no rng_state: it draws one from the default generator of
-// x's device and returns it. `bits` is true if it returns bits, which a backward without x reads:
-// see Note [What is kept for backward].
+// A forward operator. If `draws`, it does not take an rng_state: it draws one from the default
+// generator of x's device, and returns it. If `bits`, it returns bits, from which backward_bits
+// computes dx without x: see Note [What is kept for backward].
 template <class Op, bool draws, bool bits>
 struct ForwardOperator
     : Operator<Op, decltype(std::tuple_cat(std::array<Tensor, 2 + draws + bits>())),
@@ -124,8 +126,8 @@ struct ForwardInPlace : Operator<ForwardInPlace, std::tuple<Tensor, Tensor>,
       " -> (Tensor penalty, Tensor bits)";
 };
 
-// Operators that return a tensor like x, from what backward has. If `x_is_output`, the argument x
-// is the output of forward, for activations whose output tells what backward needs.
+// Operators that compute a tensor like x. If `x_is_output`, the argument x is the output of forward
+// instead. That is allowed for activations whose slope is a function of the output.
 template <class Op>
 using BackwardOperator = Operator<
     Op, Tensor,
@@ -145,8 +147,8 @@ struct Curvature : BackwardOperator<Curvature> {  // d(dx)/dx, element by elemen
       ", bool x_is_output=False) -> Tensor";
 };
 
-// dx from bits. Without x, `sizes` and `dtype` say what dx is like. `anchor` has no influence on
-// dx: it connects dx to x in the graph, see ActRegAnchor.
+// dx from bits. There is no x, so `sizes` and `dtype` are those of dx. `anchor` does not change dx:
+// it only connects dx to x in the graph, see ActRegAnchor.
 struct BackwardBits : Operator<BackwardBits, Tensor,
                                Types<const OptionalTensor&, const OptionalTensor&,
                                      const OptionalTensor&, const OptionalTensor&,
@@ -165,17 +167,18 @@ auto part_if(Tensor& part) {
     return std::tuple<>();
   }
 }
-// References to the tensors that the operator returns, in its order.
+// References to the tensors in `results` that the operator returns, in the order of its schema.
 template <class Op>
 auto parts(Results& results) {
   return std::tuple_cat(std::tie(results.y, results.penalty),
                         part_if<Op::kDraws>(results.rng_state), part_if<Op::kBits>(results.bits));
 }
 
-// Kernels of the four forward operators, from one function
+// The kernel of one forward operator, made from a function f that serves all four:
 //   Results f(Keys..., const Tensor& x, const OptionalTensor* rng_state, const Attributes&,
 //             bool with_bits)
-// which draws an rng_state if the pointer is null. Keys is DispatchKeySet if f redispatches.
+// f draws an rng_state if the pointer is null. Keys is c10::DispatchKeySet if f redispatches, else
+// nothing.
 template <class Op, auto* f, class... Keys>
 struct ForwardKernel {
   static typename Op::Result given(Keys... keys, const Tensor& x, const OptionalTensor& rng_state,

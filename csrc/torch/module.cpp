@@ -48,18 +48,19 @@ bool is_seen() {
 // The attributes as Python passes them, after the arguments `Before...` of a function. The order of
 // positions is not among them: f takes it off x.
 template <class R, class... Before>
-struct Door {
+struct FromPython {
   using Function = R(Before..., const Attributes&);
 
   template <Function* f>
-  static R open(Before... before, c10::string_view activation,
+  static R call(Before... before, c10::string_view activation,
                 const std::vector<double>& parameters, double p, bool on_output, double l1,
                 double l2, c10::string_view reduction) {
     const double coefficients[] = {l1, l2};
     return f(before..., {activation, parameters, p, on_output, coefficients, reduction, {}});
   }
 };
-// Defines a function of such arguments in the module.
+// Adds such a function to the module. `kept`, which does not depend on the reduction, is called
+// without one.
 template <class F, class... Before>
 void define(py::module_& m, const char* name, F&& f, Before&&... before) {
   m.def(name, std::forward<F>(f), before..., py::arg("activation"), py::arg("parameters"),
@@ -174,13 +175,13 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   using torch::wrap_pybind_function, torch::wrap_pybind_function_no_gil;
-  using Eager = Door<py::object, const py::type&, const Tensor&, const OptionalTensor&>;
-  using InPlace = Door<Tensor, const Tensor&, const OptionalTensor&>;
-  define(m, "forward", wrap_pybind_function(Eager::open<act_reg>), py::arg("type"), py::arg("x"),
+  using Eager = FromPython<py::object, const py::type&, const Tensor&, const OptionalTensor&>;
+  using InPlace = FromPython<Tensor, const Tensor&, const OptionalTensor&>;
+  define(m, "forward", wrap_pybind_function(Eager::call<act_reg>), py::arg("type"), py::arg("x"),
          py::arg("rng_state"));
-  define(m, "forward_", wrap_pybind_function_no_gil(InPlace::open<act_reg_in_place>), py::arg("x"),
+  define(m, "forward_", wrap_pybind_function_no_gil(InPlace::call<act_reg_in_place>), py::arg("x"),
          py::arg("rng_state"));
-  define(m, "kept", wrap_pybind_function(Door<const char*, at::ScalarType>::open<kept>),
+  define(m, "kept", wrap_pybind_function(FromPython<const char*, at::ScalarType>::call<kept>),
          py::arg("dtype"));
   m.def("activations", &activations);
   m.def("build_info", &build_info);

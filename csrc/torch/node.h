@@ -5,16 +5,16 @@
 // torch::autograd::Function and formulas in Python are slower; they also fail under torch.func, or
 // give wrong second derivatives.
 //
-// backward is linear in dy and dpenalty and elementwise in x. So the derivative of backward by dy
-// or dpenalty is backward again, and its derivative by x is `curvature`. nodes.h has the nodes that
-// keep x or the output, nodes_of_bits.h the nodes that do without both.
+// backward is linear in dy and dpenalty, and elementwise in x. So the derivative of backward by dy
+// or by dpenalty is backward again, and its derivative by x is `curvature`. The nodes of nodes.h
+// keep x or the output. The nodes of nodes_of_bits.h keep bits, or nothing.
 //
-// A node N derives from ActRegNode<N> and has
-//   kName              the name that grad_fn shows
-//   kept(node)         a tuple of references to the members it keeps, each of a type that has
-//                      collect() below
-//   differentiate(gradients)   the gradients of the inputs from the gradients of the outputs
-// ActRegNode then frees what is kept, locks the node, and shows it to compiled autograd.
+// A node N derives from ActRegNode<N> and has three members:
+//   kName                      the name that grad_fn shows
+//   kept(node)                 references to everything the node keeps, as a tuple
+//   differentiate(gradients)   the gradients of the inputs, from the gradients of the outputs
+// From these ActRegNode locks the node, frees what the node keeps after backward, and shows it to
+// compiled autograd. For a new type of member, add collect(), swap_in(), swap_out() and release().
 #pragma once
 
 #include <c10/util/ScopeExit.h>
@@ -64,8 +64,8 @@ struct Saved {
       : variable(tensor, is_output), is_output(is_output) {}
 };
 
-// What compiled autograd has to know of a member: every tensor, every size, and every value that
-// the gradients depend on.
+// Tells compiled autograd about a member of a node. Two nodes may share a compiled graph only if
+// these values are equal, so every value that the gradients depend on must be told.
 inline void collect(CompiledNodeArgs& args, const Saved& saved) {
   args.collect(saved.variable, saved.is_output);
   args.collect(saved.is_output);
@@ -79,7 +79,7 @@ inline void collect(CompiledNodeArgs& args, const OwnedAttributes& attributes) {
   with_fields(attributes, [&](const auto&... value) { (args.collect(value), ...); });
 }
 
-// While compiled autograd traces a node, placeholders stand for its tensors and sizes.
+// While compiled autograd traces a node, placeholders take the place of its tensors and sizes.
 template <class Member>
 void swap_in(SwapSavedVariables&, Member&) {}
 template <class Member>

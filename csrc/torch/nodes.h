@@ -13,13 +13,15 @@
 
 namespace actreg {
 
-// Tensors that may be absent are undefined in the graph, and std::nullopt as arguments.
+// An absent tensor is an undefined Tensor in the graph, and std::nullopt as an argument of an
+// operator.
 inline OptionalTensor optional(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 inline Tensor tensor_or_none(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
 
-// Forward mode: a tensor's tangent, undefined if it has none, and the tensor without its tangent.
+// For forward mode: the tangent of a tensor (undefined if it has none), and the tensor without its
+// tangent.
 inline Tensor tangent(const OptionalTensor& tensor) {
   return tensor && torch::autograd::isFwGradDefined(*tensor) ? tensor->_fw_grad(0) : Tensor();
 }
@@ -27,9 +29,9 @@ inline OptionalTensor primal(const OptionalTensor& tensor) {
   return tensor && torch::autograd::isFwGradDefined(*tensor) ? tensor->_fw_primal(0) : tensor;
 }
 
-// d(penalty)/dx in the direction v: sum(v * backward(dpenalty = 1)), for each of the two sums if
-// there are no coefficients. `backward(dpenalty)` computes in `type`, in which 1 / D does not
-// underflow.
+// The derivative of the penalty in the direction v: sum(v * dx), with dx = backward(dpenalty = 1).
+// Without coefficients: that of each of the two sums. backward has to compute in `type`, so wide
+// that 1 / D does not underflow.
 template <class F>
 Tensor penalty_direction(const Tensor& v, at::ScalarType type, const Attributes& a, F backward) {
   const Tensor wide = v.to(type);
@@ -60,14 +62,14 @@ struct ActRegBackward final : public ActRegNode<ActRegBackward> {
   ActRegBackward(edge_list&& edges, const Attributes& a, const Tensor& x, const Tensor& rng_state)
       : ActRegNode(std::move(edges)), x(x), rng_state(rng_state), attributes(owned(a)) {}
 
-  // Keeps the output in the place of x. To be called once this node is the history of `output`.
-  // With dropout the output is s * a where the element is kept. backward takes the output for a,
-  // and multiplies it by s^2 for the penalty on it: one factor s too many, which l2 takes back.
+  // Keeps the output instead of x. Call this when the node is the history of `output` already.
+  // The l2 term of dx is 2 * l2 * s^2 * a. With dropout, a kept element of the output is s * a, and
+  // backward takes it for a. So it computes 2 * l2 * s^2 * (s * a). Dividing l2 by s corrects this.
   void keep_output(const Tensor& output, double s) {
     x = Saved(output, true);
     if (attributes.coefficients) {
       double& l2 = (*attributes.coefficients)[1];
-      // A coefficient of 0 is off. One that is on stays on, however small.
+      // A coefficient other than 0 must not become 0, which would turn the penalty off.
       if (l2 != 0) l2 = std::max(l2 / s, std::numeric_limits<double>::denorm_min());
     }
   }

@@ -19,12 +19,14 @@ void check_order(at::IntArrayRef order, size_t dims) {
 }
 
 Order order_of(const Tensor& x) {
-  // What cannot be decided about unknown sizes counts as false; the row-major order is always
-  // right.
+  // A condition on unknown sizes that cannot be decided counts as false. Then the result may be the
+  // row-major order, which is right for every tensor, though some are then copied.
   const auto surely = [](const c10::SymBool& b) { return TORCH_GUARD_OR_FALSE(b); };
   if (surely(x.unsafeGetTensorImpl()->sym_is_contiguous())) return {};
   const auto sizes = x.sym_sizes(), strides = x.sym_strides();
-  Order order;  // sorted by insertion, which stays stable where comparisons are not decided
+  // Dimensions by falling strides. Insertion sort, because it keeps the order of two dimensions
+  // whose comparison is not decided.
+  Order order;
   for (int64_t dim = 0; dim < x.dim(); ++dim) {
     auto at = order.end();
     while (at != order.begin() && surely(strides[dim].sym_gt(strides[at[-1]]))) --at;
