@@ -5,7 +5,7 @@
 // a CPU, a CUDA and an Autograd kernel, and it is kept by the nodes of the autograd graph. All of
 // them are derived from AttributesHeld. To add an attribute:
 // 1. Here, add the field, and add it to fields() at the same place. Then every schema, handle,
-//    kernel and node has it.
+//    kernel and node has it. For an attribute of a new type, also add owned() and schema_type().
 // 2. In operators.cpp, let problem_of check it and put it into the Problem.
 // 3. In module.cpp, add it to FromPython, if the eager call sets it. Else give it a default there.
 // 4. In actreg_ext, pass it where torch.ops.actreg is called.

@@ -45,8 +45,8 @@ bool is_seen() {
           Modes::get_mode(Key::FAKE));
 }
 
-// The attributes as Python passes them, after the arguments `Before...` of a function. The order of
-// positions is not among them: f takes it off x.
+// The attributes as Python passes them, after the arguments `Before...` of a function f. Python
+// does not pass the order of positions: f makes it from x, if f needs it.
 template <class R, class... Before>
 struct FromPython {
   using Function = R(Before..., const Attributes&);
@@ -58,15 +58,14 @@ struct FromPython {
     const double coefficients[] = {l1, l2};
     return f(before..., {activation, parameters, p, on_output, coefficients, reduction, {}});
   }
+  // For a result that is the same for every reduction.
+  template <Function* f>
+  static R call_without_reduction(Before... before, c10::string_view activation,
+                                  const std::vector<double>& parameters, double p, bool on_output,
+                                  double l1, double l2) {
+    return call<f>(before..., activation, parameters, p, on_output, l1, l2, "sum");
+  }
 };
-// Adds such a function to the module. `kept`, which does not depend on the reduction, is called
-// without one.
-template <class F, class... Before>
-void define(py::module_& m, const char* name, F&& f, Before&&... before) {
-  m.def(name, std::forward<F>(f), before..., py::arg("activation"), py::arg("parameters"),
-        py::arg("p"), py::arg("on_output"), py::arg("l1"), py::arg("l2"),
-        py::arg("reduction") = "sum");
-}
 
 // Runs forward and returns (output, penalty) as `type`, a subclass of tuple. tuple.__new__ makes
 // the pair: the constructor of a named tuple is Python code and costs as much as an allocation.
@@ -177,12 +176,22 @@ PYBIND11_MODULE(_C, m) {
   using torch::wrap_pybind_function, torch::wrap_pybind_function_no_gil;
   using Eager = FromPython<py::object, const py::type&, const Tensor&, const OptionalTensor&>;
   using InPlace = FromPython<Tensor, const Tensor&, const OptionalTensor&>;
-  define(m, "forward", wrap_pybind_function(Eager::call<act_reg>), py::arg("type"), py::arg("x"),
-         py::arg("rng_state"));
-  define(m, "forward_", wrap_pybind_function_no_gil(InPlace::call<act_reg_in_place>), py::arg("x"),
-         py::arg("rng_state"));
-  define(m, "kept", wrap_pybind_function(FromPython<const char*, at::ScalarType>::call<kept>),
-         py::arg("dtype"));
+  using OfType = FromPython<const char*, at::ScalarType>;
+  const auto define = [&](const char* name, auto f, const auto&... names) {
+    std::apply([&](const auto&... argument) { m.def(name, f, argument...); },
+               std::tuple_cat(names...));
+  };
+  const auto attributes =
+      std::make_tuple(py::arg("activation"), py::arg("parameters"), py::arg("p"),
+                      py::arg("on_output"), py::arg("l1"), py::arg("l2"));
+  const auto reduction = std::make_tuple(py::arg("reduction"));
+  define("forward", wrap_pybind_function(Eager::call<act_reg>),
+         std::make_tuple(py::arg("type"), py::arg("x"), py::arg("rng_state")), attributes,
+         reduction);
+  define("forward_", wrap_pybind_function_no_gil(InPlace::call<act_reg_in_place>),
+         std::make_tuple(py::arg("x"), py::arg("rng_state")), attributes, reduction);
+  define("kept", wrap_pybind_function(OfType::call_without_reduction<kept>),
+         std::make_tuple(py::arg("dtype")), attributes);
   m.def("activations", &activations);
   m.def("build_info", &build_info);
   m.def("cpu_capability", [] { return cpu_kernels().name; });

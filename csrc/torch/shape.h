@@ -19,10 +19,14 @@ struct Shape {
 // in the place of v, and multiplying by the placeholder fails. The gradient of the identity is v,
 // and backward_bits takes the shape of its result from its arguments.
 inline Tensor shaped(const Tensor& v, const Shape& shape) {
-  static constexpr double kOff[] = {0, 0};
   if (!v.defined()) return v;
+  static constexpr double kOff[] = {0, 0};
+  Attributes identity{};
+  identity.activation = "identity";
+  identity.coefficients = kOff;
+  identity.reduction = "sum";
   return BackwardBits::call(v, std::nullopt, std::nullopt, std::nullopt, std::nullopt, shape.sizes,
-                            shape.dtype, {"identity", {}, 0, false, kOff, "sum", {}});
+                            shape.dtype, identity);
 }
 
 }  // namespace actreg
