@@ -49,7 +49,7 @@ bool is_seen() {
 // does not pass the order of positions: f makes it from x, if f needs it.
 template <class R, class... Before>
 struct FromPython {
-  using Function = R(Before..., const Attributes&);
+  using Function = R(Before..., Attributes);
 
   template <Function* f>
   static R call(Before... before, c10::string_view activation,
@@ -75,7 +75,7 @@ struct FromPython {
 // option `randomness` means for torch.randint. And AOTAutograd would merge two equal calls of
 // forward_random into one, so that two layers would have the same mask.
 py::object act_reg(const py::type& type, const Tensor& x, const OptionalTensor& rng_state,
-                   const Attributes& given) {
+                   Attributes attributes) {
   auto* tuple_type = reinterpret_cast<PyTypeObject*>(type.ptr());
   TORCH_CHECK_TYPE(PyType_FastSubclass(tuple_type, Py_TPFLAGS_TUPLE_SUBCLASS),
                    "actreg: type must be a subclass of tuple, got ", tuple_type->tp_name);
@@ -83,13 +83,12 @@ py::object act_reg(const py::type& type, const Tensor& x, const OptionalTensor& 
   {
     const py::gil_scoped_release released;
     OptionalTensor drawn;
-    const bool draws = given.p > 0 && !rng_state;
+    const bool draws = attributes.p > 0 && !rng_state;
     const bool draws_visibly = draws && is_seen();
     if (draws_visibly) {
-      make_problem(x, given);  // throws before the generator moves
+      make_problem(x, attributes);  // throws before the generator moves
       drawn = draw(x);
     }
-    Attributes attributes = given;
     const Order order = order_of(x);
     attributes.order = order;
     if (draws && !draws_visibly) {
@@ -105,23 +104,22 @@ py::object act_reg(const py::type& type, const Tensor& x, const OptionalTensor& 
 }
 
 // Overwrites x with the output and returns the penalty.
-Tensor act_reg_in_place(const Tensor& x, const OptionalTensor& rng_state, const Attributes& given) {
+Tensor act_reg_in_place(const Tensor& x, const OptionalTensor& rng_state, Attributes attributes) {
   OptionalTensor drawn;
-  const bool draws = given.p > 0 && !rng_state;
+  const bool draws = attributes.p > 0 && !rng_state;
   if (draws) {
     // These checks come first, so that the generator does not move in a call that is refused.
     torch::autograd::check_inplace(x, torch::autograd::compute_requires_grad(x));
     at::assert_no_internal_overlap(x);
     drawn = draw(x);
   }
-  Attributes attributes = given;
   const Order order = order_of(x);
   attributes.order = order;
   return std::get<0>(ForwardInPlace::call(x, draws ? drawn : rng_state, attributes, false));
 }
 
 // What forward keeps for backward of an x of that dtype, if x requires a gradient.
-const char* kept(at::ScalarType dtype, const Attributes& attributes) {
+const char* kept(at::ScalarType dtype, Attributes attributes) {
   Problem problem = problem_of(attributes);
   problem.element = element_of(dtype);
   switch (state_of(problem).kept) {
