@@ -23,7 +23,7 @@ import torch
 
 from actreg_ext import _C, activations
 
-from . import cases, compare, compilation, machine, results, tables
+from . import cases, compare, compilation, machine, markdown, results, tables
 from .providers import PROVIDERS
 from .session import Session, chosen, sit
 from .timing import PACES, Pace
@@ -125,7 +125,13 @@ def main(argv: list[str] | None = None) -> int:
         found = results.load(options.results)
     else:
         found = measure(options, shlex.join(["python", "-m", "benchmarks", *argv]))
-    print(tables.overview(found))
+    calls = results.calls_of(found)
+    print(*found["slices"], markdown.aligned(tables.details(calls)), sep="\n")
+    print(
+        "act_reg is faster: how many times; copy = 1, plain = 1: the time as a multiple of theirs;"
+    )
+    print("kept, peak: bytes for each element, kept for backward and at most at one time.")
+    print(*(f"not timed: {line}" for line in results.wrong(found)), sep="\n")
     slower = False
     if options.compare:
         old = results.load(options.compare)

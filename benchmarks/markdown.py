@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,10 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def aligned(text: str) -> str:
-    """Text with its table padded, for a terminal."""
-    rows = [line.split(" | ") for line in text.splitlines()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = (map(str.ljust, row, widths) for row in rows)
-    return "\n".join(" | ".join(row) for row in padded)
+    """The table for a terminal."""
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if "---" not in line]
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    return "\n".join("  ".join(map(str.ljust, row, widths)) for row in rows)
 
 
 def rendered(template: Path, **values: Any) -> str:

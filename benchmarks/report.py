@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import tables
-from .figures import draw_all, expected, is_current, path_of
+from . import figure, tables
 from .machine import ROOT
 from .markdown import rendered
-from .results import Unfit, calls_of, check_device, is_addition, load
+from .providers import PROVIDERS
+from .results import ADDITIONS, Call, Unfit, calls_of, check_device, load, wrong
 
 HERE = Path(__file__).parent
 README, PAGE, FIGURES = Path("README.md"), Path("docs/performance.md"), Path("docs/figures")
@@ -32,30 +32,31 @@ class Part:
     """What the templates show of one results file."""
 
     def __init__(self, results: dict[str, Any]) -> None:
-        self.results, self.machine = results, results["machine"]
+        self.results, self.machine, self.calls = results, results["machine"], calls_of(results)
         self.is_gpu = self.machine["device"] == "cuda"
-        self.calls = calls_of(results)
         self.steps = [call for call in self.calls if call.direction == "step"]
-        self.networks = [c for c in self.calls if c.case["place"] != "call"]
-        files = expected(results)
+        self.networks = [call for call in self.calls if call.case["place"] != "call"]
+        self.figure, self.wrong = figure.name_of(results), wrong(results)
         # The load before the session, of which the session was no part.
         load = self.machine["before"].get("load") or 0.0
         self.is_busy = not self.is_gpu and load >= BUSY * self.machine["cpus"]
-        self.size_figure, self.activations_figure = (
-            path_of(results, name) if path_of(results, name) in files else ""
-            for name in ("size", "activations")
-        )
 
-    def slice(self, title: str) -> list[Any]:
+    def slice(self, title: str) -> list[Call]:
         return [call for call in self.calls if title in call.slices]
+
+    def setting(self, title: str) -> str:
+        """What was measured in a slice."""
+        lines = [line for line in self.results["slices"] if line.startswith(f"{title}: ")]
+        return "; ".join(line.removeprefix(f"{title}: ") for line in lines)
 
     def where(self) -> str:
         machine = self.machine
-        if self.is_gpu:
-            driver = machine["before"].get("nvidia_smi", {}).get("driver_version", "unknown")
-            return f"{machine['name']}, driver {driver}, torch {machine['torch']}"
-        threads = f"{machine['threads']} threads on {machine['cpus']} cores"
-        return f"{machine['name']}, {machine['instructions']}, {threads}, torch {machine['torch']}"
+        driver = machine["before"].get("nvidia_smi", {}).get("driver_version", "unknown")
+        threads = (
+            f"{machine['instructions']}, {machine['threads']} threads, {machine['cpus']} cores"
+        )
+        what = f"driver {driver}" if self.is_gpu else threads
+        return f"{machine['name']}, {what}, torch {machine['torch']}"
 
 
 def files(root: Path) -> list[Path]:
@@ -70,13 +71,10 @@ def read(paths: list[Path]) -> list[dict[str, Any]]:
         device = results["machine"]["device"]
         if results["preset"] not in PRESETS[device]:
             raise Unfit(f"{path} has the preset {results['preset']}, not one of {PRESETS[device]}")
-    devices = sorted(results["machine"]["device"] for results in found if not is_addition(results))
-    additions = [results["preset"] for results in found if is_addition(results)]
-    if devices not in (["cpu"], ["cpu", "cuda"]) or len(additions) > len(set(additions)):
-        raise Unfit(
-            f"the pages show one CPU and at most one GPU, each preset once, not {devices} and "
-            f"{additions}: name the files to take"
-        )
+    kinds = sorted((results["machine"]["device"], results["preset"]) for results in found)
+    devices = [device for device, preset in kinds if preset not in ADDITIONS]
+    if devices not in (["cpu"], ["cpu", "cuda"]) or len(kinds) > len(set(kinds)):
+        raise Unfit(f"the pages show one CPU and at most one GPU, each preset once, not {kinds}")
     return found
 
 
@@ -95,6 +93,7 @@ def texts(found: list[dict[str, Any]], root: Path) -> dict[Path, str]:
         "reused": by_preset.get("reused"),
         "steps": by_preset.get("steps", cpu),
         "tables": tables,
+        "providers": PROVIDERS,
         **notes,
     }
     readme = (root / README).read_text()
@@ -119,8 +118,8 @@ def stale(found: list[dict[str, Any]], root: Path) -> list[str]:
         if not (root / path).exists() or (root / path).read_text() != text
     ]
     for results in found:
-        wanted = [FIGURES / name for name in expected(results)]
-        old += [str(path) for path in wanted if not is_current(root / path, results)]
+        if name := figure.name_of(results):
+            old += [name] * (not figure.is_current(root / FIGURES / name, results))
     return old
 
 
@@ -144,7 +143,9 @@ def main(argv: list[str] | None = None) -> int:
             (options.root / path).write_text(text)
             print(path)
         for results in found:
-            print(*draw_all(results, options.root / FIGURES), sep="\n")
+            if name := figure.name_of(results):
+                figure.draw(results, options.root / FIGURES / name)
+                print(options.root / FIGURES / name)
     except Unfit as error:
         print(error, file=sys.stderr)
         return 1

@@ -141,10 +141,6 @@ def check_device(results: dict[str, Any], path: Path) -> None:
                 raise Unfit(f"{path}: {name} launched no kernel in {group['case']}")
 
 
-def is_addition(results: dict[str, Any]) -> bool:
-    return results["preset"] in ADDITIONS
-
-
 def calls_of(results: dict[str, Any]) -> list[Call]:
     """In the order of the plan, those in which act_reg was timed."""
     found = []
