@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from actreg_ext import activations
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+GPU_DTYPES = ("bfloat16", "float32", "float16", "float64")  # the most used first
 SIZES = tuple(2**k for k in range(4, 27, 2))
 PENALTIES = {"both": (0.1, 0.1), "l1": (0.1, 0.0), "l2": (0.0, 0.1), "none": (0.0, 0.0)}
 PLACES = ("call", "mlp", "ffn", "sae", "step", "deep")
@@ -113,50 +114,35 @@ def steps(elements: int, dtypes: tuple[str, ...], *providers: str) -> list[Slice
 
 _common = ("act_reg", "eager", "compile", "plain")
 _gpu = ("copy", "act_reg", "eager", *COMPILED)
-_gpu_dtypes = ("bfloat16", "float32", "float16", "float64")
-_curved: dict[str, Any] = {"activations": ("relu", "gelu"), "dtypes": DTYPES}
+_all: dict[str, Any] = {"activations": EVERY}
+_types: dict[str, Any] = {"activations": ("relu", "gelu"), "dtypes": DTYPES}
+_terms: dict[str, Any] = {"penalties": tuple(PENALTIES)}
+_quick: dict[str, Any] = {"p": (0.1,), "sizes": (2**20,), "providers": UNCOMPILED}
+_large: dict[str, Any] = {"sizes": (2**26,), "providers": _gpu}  # memory is the limit
 PRESETS = {
     "quick": [
         Slice("size", p=(0.1,), sizes=(2**4, 2**12, 2**22), directions=DIRECTIONS[:3]),
-        Slice("activation", activations=EVERY, p=(0.1,), sizes=(2**20,), providers=UNCOMPILED),
-        Slice("dtype", dtypes=DTYPES, p=(0.0,), sizes=(2**20,), providers=UNCOMPILED),
-        Slice(
-            "penalty",
-            penalties=tuple(PENALTIES),
-            p=(0.1,),
-            sizes=(2**20,),
-            providers=UNCOMPILED,
-        ),
+        Slice("activation", **_all, **_quick),
+        Slice("dtype", dtypes=DTYPES, **(_quick | {"p": (0.0,)})),
+        Slice("penalty", **_terms, **_quick),
         *networks(2**18, ("float32",), *_common),
         *steps(2**18, ("float32",), *_common),
     ],
     "published": [
         Slice("size", p=(0.1,), sizes=SIZES),
         Slice("size", p=(0.1,), sizes=SIZES[:10:3], directions=("both",)),
-        Slice("activation", activations=EVERY),
-        Slice("dtype", sizes=(2**24,), **_curved),
-        Slice("penalty", penalties=tuple(PENALTIES)),
+        Slice("activation", **_all),
+        Slice("dtype", sizes=(2**24,), **_types),
+        Slice("penalty", **_terms),
         *networks(2**20, ("float32", "bfloat16"), *_common, "act_reg-compile"),
     ],
     "steps": steps(2**20, ("float32", "bfloat16"), *_common, "act_reg-compile"),
     # Where malloc keeps what is freed (machine.keep_memory): no call waits for new pages.
-    "reused": [Slice("reused", sizes=(2**22, 2**24), **_curved)],
-    # For `make gpu-check`: tensors so large that memory is the limit.
+    "reused": [Slice("reused", sizes=(2**22, 2**24), **_types)],
+    # For `make gpu-check`: what matters most first, as the time is limited.
     "gpu": [
-        Slice(
-            "activation",
-            activations=EVERY,
-            dtypes=_gpu_dtypes,
-            sizes=(2**26,),
-            providers=_gpu,
-        ),
-        Slice(
-            "dtype",
-            activations=("relu", "gelu"),
-            dtypes=_gpu_dtypes,
-            sizes=(2**26,),
-            providers=_gpu,
-        ),
+        Slice("activation", dtypes=GPU_DTYPES, **_all, **_large),
+        Slice("dtype", **(_types | {"dtypes": GPU_DTYPES}), **_large),
         Slice("size", p=(0.1,), sizes=SIZES, providers=_gpu[:4]),
         *networks(2**24, ("bfloat16",), *_common),
         *steps(2**24, ("bfloat16",), *_common),

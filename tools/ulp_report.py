@@ -1,4 +1,4 @@
-"""Writes docs/accuracy.md from what tools/ulp.py found, and reads its numbers for the tests."""
+"""Writes docs/accuracy.md from what tools/ulp.py found."""
 
 from __future__ import annotations
 
@@ -90,14 +90,3 @@ def page(
         torch=torch.__version__.split("+")[0],
         tables=tables,
     )
-
-
-def limits(text: str) -> dict[str, dict[str, dict[str, str]]]:
-    """The page's numbers: table -> activation -> column -> number."""
-    found = {}
-    for section in text.split("\n## ")[1:]:
-        title, *lines = section.splitlines()
-        cells = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines if line]
-        columns, _, *rows = cells
-        found[title] = {row[0]: dict(zip(columns[1:], row[1:], strict=True)) for row in rows}
-    return found
