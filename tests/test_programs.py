@@ -1,8 +1,8 @@
 """Random programs around act_reg, checked by the rule in tests/programs.py.
 
 Every run tests the same programs. `make fuzz` tests FUZZ times as many, others in every run. A
-failing test prints a script that repeats the failure. `--hypothesis-seed` repeats a run. If a script
-does not fail, the programs before it may matter: a failed trace can leave PyTorch in a bad state.
+failing test prints a script that repeats the failure. `--hypothesis-seed` repeats a run. If the
+script does not fail, earlier programs may matter: a failed trace can leave PyTorch in a bad state.
 """
 
 from __future__ import annotations
