@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -26,12 +27,12 @@ def aligned(text: str) -> str:
 
 
 def rendered(template: Path, **values: Any) -> str:
-    """A page from its jinja2 template, a Markdown file with the same name."""
+    """A page from its jinja2 template. What is empty there leaves no empty lines."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        keep_trailing_newline=True,
     )
-    return environment.get_template(template.name).render(values)
+    text = environment.get_template(template.name).render(values)
+    return re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n"

@@ -100,14 +100,9 @@ def texts(found: list[dict[str, Any]], root: Path) -> dict[Path, str]:
     if re.findall(f"{BEGIN}|{END}", readme) != [BEGIN, END]:
         raise Unfit(f"{README} has not exactly one {BEGIN} and one {END} behind it")
     before, after = readme.split(BEGIN)[0], readme.split(END)[1]
-    section = tidied(rendered(HERE / "readme.md.j2", **values))
-    page = tidied(rendered(HERE / "performance.md.j2", **values))
+    section = rendered(HERE / "readme.md.j2", **values)
+    page = rendered(HERE / "performance.md.j2", **values)
     return {README: f"{before}{BEGIN}\n{section}{END}{after}", PAGE: page}
-
-
-def tidied(text: str) -> str:
-    """What is empty in a template leaves no empty lines."""
-    return re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n"
 
 
 def stale(found: list[dict[str, Any]], root: Path) -> list[str]:
