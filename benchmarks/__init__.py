@@ -1,7 +1,7 @@
-"""The operator against everything a user would pick instead: python -m benchmarks --help.
+"""Times act_reg against what a user would write instead: python -m benchmarks --help.
 
-`cases` says what is measured, `providers` by whom, `places` in which surroundings, `correctness`
-whose numbers are right, `timing` and `memory` what it takes, `machine` where; `session` puts these
-together. `results` is the file, and `table`, `figures`, `compare` and `report` are made from it.
-Nothing here but `table`, `figures` and `progress` needs more than PyTorch.
+`cases` says what is measured, `providers` who computes it, `places` in which network. `correctness`
+checks a provider before `timing` and `memory` measure it; `session` does so for every case.
+`results` is the file. `report` writes the pages from it, with `tables` and `figures`.
+Only `figures` needs more than PyTorch: matplotlib.
 """

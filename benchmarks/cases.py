@@ -1,29 +1,30 @@
 """What is measured: cases, and the presets that choose some of them.
 
-A preset is a list of slices, each a full product of a few axes; together they are the plan. Options
-of the command line replace an axis in every slice, so nothing is ever measured that was not asked
-for, and `describe` says of each slice what is in it.
+A preset is a list of slices. A slice is every combination of a few axes. The command line can
+narrow the axes of all slices. docs/benchmarks.md shows how to add a slice.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from actreg_ext import activations
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-SIZES = tuple(2**k for k in range(4, 27))
+GPU_DTYPES = ("bfloat16", "float32", "float16", "float64")  # the most used first
+SIZES = tuple(2**k for k in range(4, 27, 2))
 PENALTIES = {"both": (0.1, 0.1), "l1": (0.1, 0.0), "l2": (0.0, 0.1), "none": (0.0, 0.0)}
 PLACES = ("call", "mlp", "ffn", "sae", "step", "deep")
-TRAINED = ("step", "deep")  # in whole steps, on data that needs no gradient
+TRAINED = ("step", "deep")  # whole training steps, on data that needs no gradient
 DIRECTIONS = ("forward", "backward", "both", "step")
 REQUIRED = {"threshold": {"threshold": 0.1, "value": 0.0}}  # parameters without defaults
-# For when the time is short, or the place on a page.
 MOST_USED = ("relu", "gelu", "silu", "gelu_tanh", "tanh", "sigmoid", "leaky_relu", "elu")
-UNCOMPILED = ("floor", "fused", "eager", "activation", "triton-dropout", "liger")
+# The most used come first, for when the time runs out.
+EVERY = tuple(dict.fromkeys((*MOST_USED, *activations())))
+UNCOMPILED = ("copy", "act_reg", "eager", "plain")
 COMPILED = ("compile", "max-autotune", "cooperative")
 
 
@@ -38,16 +39,20 @@ class Case(NamedTuple):
     elements: int  # of the activation's input
 
     def describe(self) -> str:
-        size = self.elements
-        shown = f"2^{size.bit_length() - 1}" if size & (size - 1) == 0 else str(size)
-        return f"{self.place} {self.activation} {self.dtype} p={self.p:g} {self.penalty} {shown}"
+        *names, p, penalty, elements = self
+        return f"{' '.join(map(str, names))} p={p:g} {penalty} {size(elements)}"
+
+
+def size(elements: int) -> str:
+    power = elements.bit_length() - 1
+    return f"2^{power}" if 1 << power == elements else str(elements)
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A full product."""
+    """Every combination of these."""
 
-    title: str
+    title: str  # the pages find their cases by it
     places: tuple[str, ...] = ("call",)
     activations: tuple[str, ...] = ("gelu",)
     dtypes: tuple[str, ...] = ("float32",)
@@ -59,144 +64,104 @@ class Slice:
 
     def cases(self) -> list[Case]:
         axes = (self.places, self.activations, self.dtypes, self.p, self.penalties, self.sizes)
-        return [Case(*axis) for axis in itertools.product(*axes)]
+        return [Case(*values) for values in itertools.product(*axes)]
 
     def describe(self) -> str:
-        names = list(activations())
-        every = len(self.activations) == len(names)
-        exponents = [f"2^{s.bit_length() - 1}" if s & (s - 1) == 0 else str(s) for s in self.sizes]
+        every = len(self.activations) == len(EVERY)
         parts = (
             " ".join(self.places),
-            f"all {len(names)} activations" if every else " ".join(self.activations),
+            f"all {len(EVERY)} activations" if every else " ".join(self.activations),
             " ".join(self.dtypes),
             "p " + " ".join(f"{p:g}" for p in self.p),
             "penalties " + " ".join(self.penalties),
-            " ".join(exponents) + " elements",
+            " ".join(map(size, self.sizes)) + " elements",
             " ".join(self.directions),
         )
-        return ", ".join(parts)
+        return f"{self.title}: {', '.join(parts)}"
 
 
 @dataclass
 class Planned:
-    """What is asked of one case by all slices together."""
+    """What all slices together ask of one case."""
 
     case: Case
     directions: list[str]
     providers: list[str]
-    slices: list[str] = field(default_factory=list)  # their titles, by which the pages find it
+    slices: list[str]
 
 
-def every_activation() -> tuple[str, ...]:
-    """The most used first."""
-    names = [name for name in MOST_USED if name in activations()]
-    return tuple(names + [name for name in activations() if name not in names])
-
-
-def quick() -> list[Slice]:
-    few = ("floor", "fused", "eager", "activation", "triton-dropout", "liger")
+def networks(elements: int, dtypes: tuple[str, ...], *providers: str) -> list[Slice]:
+    """Blocks of networks, forward and both passes."""
+    shared: dict[str, Any] = {"dtypes": dtypes, "sizes": (elements,), "providers": providers}
+    shared["directions"] = ("forward", "both")
+    sparse: dict[str, Any] = {"activations": ("relu",), "p": (0.0,), "penalties": ("l1",)}
     return [
-        Slice("size", p=(0.1,), sizes=(2**4, 2**12, 2**22), directions=DIRECTIONS[:3]),
-        Slice(
-            "activation", activations=every_activation(), p=(0.1,), sizes=(2**20,), providers=few
-        ),
-        Slice("dtype", dtypes=DTYPES, p=(0.0,), sizes=(2**20,), providers=few),
-        Slice("penalty", penalties=tuple(PENALTIES), p=(0.1,), sizes=(2**20,), providers=few),
-        *_places(2**18, ("float32",), ("fused", "eager", "compile")),
+        Slice("perceptron, transformer", places=("mlp", "ffn"), p=(0.1,), **shared),
+        Slice("sparse autoencoder", places=("sae",), **sparse, **shared),
     ]
 
 
-def published() -> list[Slice]:
+def steps(elements: int, dtypes: tuple[str, ...], *providers: str) -> list[Slice]:
+    """Whole training steps."""
+    shared: dict[str, Any] = {"dtypes": dtypes, "sizes": (elements,), "providers": providers}
+    shared |= {"directions": ("step",), "p": (0.1,)}
+    relu: dict[str, Any] = {"activations": ("relu",), "penalties": ("l1",)}
     return [
-        Slice("size", p=(0.1,), sizes=SIZES[::2]),
-        Slice("size", p=(0.1,), sizes=SIZES[:19:6], directions=("both",)),
-        Slice("activation", activations=every_activation()),
-        Slice("dtype", activations=("relu", "gelu"), dtypes=DTYPES, sizes=(2**24,)),
-        Slice("penalty", penalties=tuple(PENALTIES)),
-        *_places(2**20, ("float32", "bfloat16"), ("fused", "fused-compile", "eager", "compile")),
+        Slice("training step", places=("step",), **shared),
+        Slice("training step, deep", places=("deep",), **relu, **shared),
     ]
 
 
-def reused() -> list[Slice]:
-    """Where malloc keeps what is freed (machine.keep_memory), and no call waits for fresh pages."""
-    return [Slice("reused", activations=("relu", "gelu"), dtypes=DTYPES, sizes=(2**22, 2**24))]
-
-
-def full() -> list[Slice]:
-    """Everything: days on two cores."""
-    everything = Slice(
-        "everything",
-        activations=every_activation(),
-        dtypes=DTYPES,
-        penalties=tuple(PENALTIES),
-        sizes=SIZES,
-        directions=DIRECTIONS[:3],
-        providers=(*UNCOMPILED, "fused-compile", *COMPILED),
-    )
-    return [everything, *_places(2**22, DTYPES, everything.providers)]
-
-
-def gpu() -> list[Slice]:
-    """What `make gpu-check` measures: the kernels where memory is the limit."""
-    order = ("bfloat16", "float32", "float16", "float64")
-    names, large = every_activation(), (2**26,)
-    rivals = ("floor", "fused", "eager", *COMPILED)
-    return [
-        Slice("activation", activations=names, dtypes=order, sizes=large, providers=rivals),
-        Slice("dtype", activations=("relu", "gelu"), dtypes=order, sizes=large, providers=rivals),
-        Slice("size", p=(0.1,), sizes=SIZES[::2], providers=("floor", "fused", "eager", "compile")),
-        *_places(2**24, ("bfloat16",), ("fused", "eager", "compile")),
-    ]
-
-
-def _places(size: int, dtypes: tuple[str, ...], providers: tuple[str, ...]) -> list[Slice]:
-    shared: dict[str, Any] = {"dtypes": dtypes, "sizes": (size,), "providers": providers}
-    blocks = {"directions": ("forward", "both"), **shared}
-    return [
-        Slice("perceptron, transformer", places=("mlp", "ffn"), p=(0.1,), **blocks),
-        Slice(
-            "sparse autoencoder",
-            places=("sae",),
-            activations=("relu",),
-            p=(0.0,),
-            penalties=("l1",),
-            **blocks,
-        ),
-        Slice("training step", places=("step",), p=(0.1,), directions=("step",), **shared),
-        Slice(
-            "deep perceptron",
-            places=("deep",),
-            activations=("relu",),
-            p=(0.1,),
-            penalties=("l1",),
-            directions=("step",),
-            **shared,
-        ),
-    ]
-
-
+_common = ("act_reg", "eager", "compile", "plain")
+_gpu = ("copy", "act_reg", "eager", *COMPILED)
+_all: dict[str, Any] = {"activations": EVERY}
+_types: dict[str, Any] = {"activations": ("relu", "gelu"), "dtypes": DTYPES}
+_terms: dict[str, Any] = {"penalties": tuple(PENALTIES)}
+_quick: dict[str, Any] = {"p": (0.1,), "sizes": (2**20,), "providers": UNCOMPILED}
+_large: dict[str, Any] = {"sizes": (2**26,), "providers": _gpu}  # memory is the limit
 PRESETS = {
-    "quick": quick,
-    "published": published,
-    "reused": reused,
-    "full": full,
-    "gpu": gpu,
+    "quick": [
+        Slice("size", p=(0.1,), sizes=(2**4, 2**12, 2**22), directions=DIRECTIONS[:3]),
+        Slice("activation", **_all, **_quick),
+        Slice("dtype", dtypes=DTYPES, **(_quick | {"p": (0.0,)})),
+        Slice("penalty", **_terms, **_quick),
+        *networks(2**18, ("float32",), *_common),
+        *steps(2**18, ("float32",), *_common),
+    ],
+    "published": [
+        Slice("size", p=(0.1,), sizes=SIZES),
+        Slice("size", p=(0.1,), sizes=SIZES[:10:3], directions=("both",)),
+        Slice("activation", **_all),
+        Slice("dtype", sizes=(2**24,), **_types),
+        Slice("penalty", **_terms),
+        *networks(2**20, ("float32", "bfloat16"), *_common, "act_reg-compile"),
+    ],
+    "steps": steps(2**20, ("float32", "bfloat16"), *_common, "act_reg-compile"),
+    # Where malloc keeps what is freed (machine.keep_memory): no call waits for new pages.
+    "reused": [Slice("reused", sizes=(2**22, 2**24), **_types)],
+    # For `make gpu-check`: what matters most first, as the time is limited.
+    "gpu": [
+        Slice("activation", dtypes=GPU_DTYPES, **_all, **_large),
+        Slice("dtype", **(_types | {"dtypes": GPU_DTYPES}), **_large),
+        Slice("size", p=(0.1,), sizes=SIZES, providers=_gpu[:4]),
+        *networks(2**24, ("bfloat16",), *_common),
+        *steps(2**24, ("bfloat16",), *_common),
+    ],
 }
 
 
 def narrowed(slices: Sequence[Slice], axes: dict[str, Sequence[Any] | None]) -> list[Slice]:
-    """The slices with some axes replaced; a place, direction or provider is only ever left out."""
+    """The slices with some axes replaced; places, directions and providers are only left out."""
     found = []
     for part in slices:
         for axis, wanted in axes.items():
             if wanted is None:
                 continue
             if axis in ("places", "directions", "providers"):
-                wanted = tuple(value for value in getattr(part, axis) if value in wanted)
-            elif axis != "sizes" and axis != "dtypes" and part.places != ("call",):
-                continue  # a block is measured with what belongs to it
-            changed: dict[str, Any] = {axis: tuple(wanted)}
-            part = replace(part, **changed)
+                wanted = [value for value in getattr(part, axis) if value in wanted]
+            elif axis not in ("sizes", "dtypes") and part.places != ("call",):
+                continue  # a network keeps its own activation, p and penalty
+            part = replace(part, **{axis: tuple(wanted)})  # type: ignore[arg-type]
         found.append(part)
     return [part for part in found if part.cases() and part.directions and part.providers]
 
@@ -206,8 +171,11 @@ def plan(slices: Sequence[Slice]) -> list[Planned]:
     found: dict[Case, Planned] = {}
     for part in slices:
         for case in part.cases():
-            planned = found.setdefault(case, Planned(case, [], []))
-            planned.directions += [d for d in part.directions if d not in planned.directions]
-            planned.slices += [part.title] * (part.title not in planned.slices)
-            planned.providers += [p for p in part.providers if p not in planned.providers]
+            planned = found.setdefault(case, Planned(case, [], [], []))
+            for known, more in (
+                (planned.directions, part.directions),
+                (planned.providers, part.providers),
+                (planned.slices, [part.title]),
+            ):
+                known += [value for value in more if value not in known]
     return list(found.values())

@@ -1,70 +1,80 @@
-"""What got slower since an older results file, and how sure that is.
+"""What got slower since an older results file, and how certain that is.
 
-Two sessions are days and other loads apart, so times are not compared but multiples of the memory's
-own time (in blocks: of eager PyTorch's), which were measured round by round within each session.
-Note [Uncertainty]: for noise like a normal distribution's the standard error of a median of n is
-1.2533 sigma / sqrt(n), and the 20th and 80th percentiles lie 1.683 sigma apart; in logarithms, as
-they are ratios. The interval given is two standard errors of the difference of both sessions.
-A change counts when the whole interval lies beyond the threshold.
+Two sessions may be days apart, so their times are not compared. Compared are ratios that each
+session measured within its rounds: act_reg's time over that of a copy, in networks over eager's.
+Note [Uncertainty]: for normally distributed noise the standard error of a median of n values is
+1.2533 sigma / sqrt(n), and the 20th and 80th percentile are 1.683 sigma apart. Ratios are compared
+by their logarithms. The interval is two standard errors of the difference of both sessions.
+A change counts if the whole interval lies beyond the threshold.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any, NamedTuple
 
-from .results import rows
+from .markdown import table
+from .results import calls_of
 from .timing import Spread
 
-KEY = ("place", "activation", "dtype", "p", "penalty", "elements", "direction")
+THRESHOLD = 1.1
+SHOWN = 10  # of the changes that do not count
 
 
 class Change(NamedTuple):
-    """The new multiple as one of the old; above 1 is slower."""
+    """The new ratio over the old one: more than 1 is slower."""
 
-    what: str
+    case: str
     ratio: float
     low: float
     high: float
-    against: str
 
-    def is_slower(self, threshold: float) -> bool:
-        return self.low > 1 + threshold
-
-    def is_faster(self, threshold: float) -> bool:
-        return self.high < 1 / (1 + threshold)
-
-
-def standard_error(ratios: Spread, rounds: int) -> float:
-    """Of the logarithm of the median; see Note [Uncertainty]."""
-    return 1.2533 * math.log(ratios.high / ratios.low) / 1.683 / math.sqrt(rounds)
+    def verdict(self) -> str:
+        return "slower" * (self.low > THRESHOLD) or "faster" * (self.high < 1 / THRESHOLD)
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
-    """Of the operator in each case that both have; the worst first."""
-    before, after = _multiples(old), _multiples(new)
+    """In the cases that both have, the worst first."""
+    before, after = _ratios(old), _ratios(new)
     found = []
-    for key in before.keys() & after.keys():
-        (a, n, against), (b, m, _) = before[key], after[key]
-        ratio = b.median / a.median
-        error = 2 * math.hypot(standard_error(a, n), standard_error(b, m))
-        low, high = ratio * math.exp(-error), ratio * math.exp(error)
-        found.append(Change(" ".join(str(part) for part in key), ratio, low, high, against))
-    return sorted(found, key=lambda change: (-change.low, change.what))
+    for case in before.keys() & after.keys():
+        ratio = after[case][0].median / before[case][0].median
+        factor = math.exp(2 * math.hypot(*(_error(*of[case]) for of in (before, after))))
+        found.append(Change(case, ratio, ratio / factor, ratio * factor))
+    return sorted(found, key=lambda change: (-change.low, change.case))
 
 
-def missing(old: dict[str, Any], new: dict[str, Any]) -> int:
-    """How many cases only one of them has."""
-    return len(_multiples(old).keys() ^ _multiples(new).keys())
+def _error(ratios: Spread, rounds: int) -> float:
+    """The standard error of the logarithm of the median; see Note [Uncertainty]."""
+    return 1.2533 * math.log(ratios.high / ratios.low) / 1.683 / math.sqrt(rounds)
 
 
-def _multiples(results: dict[str, Any]) -> dict[tuple[Any, ...], tuple[Spread, int, str]]:
+def _ratios(results: dict[str, Any]) -> dict[str, tuple[Spread, int]]:
     found = {}
-    for row in rows(results):
-        key = tuple(row[part] for part in KEY)
-        if row["provider"] == "fused" and "floors" in row:
-            found[key] = (Spread(*row["floors"]), row["rounds"], "the floor")
-        elif row["provider"] == "eager" and row["place"] != "call" and "faster" in row:
-            median, low, high = row["faster"]
-            found[key] = (Spread(1 / median, 1 / high, 1 / low), row["rounds"], "eager")
+    for call in calls_of(results):
+        name = " ".join(map(str, (*call.case.values(), call.direction)))
+        ours, eager = call.rows["act_reg"], call.rows.get("eager", {})
+        if "per_copy" in ours:
+            found[name] = (Spread(*ours["per_copy"]), ours["rounds"])
+        elif "per_act_reg" in eager:
+            median, low, high = eager["per_act_reg"]
+            found[name] = (Spread(1 / median, 1 / high, 1 / low), eager["rounds"])
     return found
+
+
+def report(found: list[Change]) -> str:
+    if not found:
+        return "The two files have no case in common."
+    counting = [change for change in found if change.verdict()]
+    others = [change for change in found if not change.verdict()]
+    lines = [
+        (c.case, f"{c.ratio:.2f}", f"{c.low:.2f} to {c.high:.2f}", c.verdict())
+        for c in counting + others[:SHOWN]
+    ]
+    head = ("act_reg's time, as a multiple", "new / old", "interval", "")
+    typical = statistics.median(change.ratio for change in found)
+    return (
+        f"{table(head, lines)}\n\n{len(counting)} of {len(found)} cases changed by more than "
+        f"{THRESHOLD - 1:.0%}; the median ratio is {typical:.3f}."
+    )

@@ -1,14 +1,14 @@
-"""Fills the compiler's cache on the disk before the timing, in parallel: a process for each core.
+"""Compiles the providers before the timing, in parallel, into the compiler's cache on the disk.
 
-What is then compiled in the session is read from there. python -m benchmarks --fill-only does this
-alone, beside work that needs no quiet.
+The session then reads from that cache. python -m benchmarks --fill-only does this alone, beside
+other work.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import torch
@@ -22,50 +22,43 @@ from .providers import PROVIDERS
 
 
 def compile_one(case: Case, name: str, device: str) -> None:
-    """Leave what the compiler makes of a case in its cache."""
-    provider = PROVIDERS[name]
-    # What the tuner measures beside other processes is not to be kept.
+    """Leave the compiled code of a case in the cache."""
+    # What the tuner measures beside other processes must not be kept.
     torch._inductor.config.autotune_local_cache = False
-    # Blocks are checked without dropout.
+    # Networks are checked without dropout.
     variants = [case] if case.place == "call" else [case, without_dropout(case)]
     with graphs_that_stay():
         for variant in variants:
             xs, dy = inputs(variant, device)
-            compiled = subject(variant, provider, xs[:1], dy)
+            compiled = subject(variant, PROVIDERS[name], xs[:1], dy)
             compiled.runs("step" if variant.place in TRAINED else "both")[0]()
 
 
-def fill(plan: list[Planned], device: str, advance: Callable[[str], None]) -> int:
-    """Compile all of it; how many failed, which the session will tell about."""
-    tasks = jobs(plan)
+def fill(plan: list[Planned], device: str) -> int:
+    """Compile everything, provider by provider, and return how many failed."""
+    tasks = [
+        (item.case, name)
+        for name, provider in PROVIDERS.items()
+        for item in plan
+        if name in item.providers and provider.mode is not None
+    ]
     if not tasks:
         return 0
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     largest = max(case.elements for case, _ in tasks)
-    # Half of the memory, for up to ten tensors each.
+    # Up to ten tensors of float64 for each process, in half of the memory.
     room = machine.free_bytes(device) // 2 // (10 * 8 * largest)
     workers = max(1, min(os.cpu_count() or 1, len(tasks), room))
-    if device == "cuda":  # the tests run meanwhile
+    if device == "cuda":  # gpu-check sanitizes meanwhile
         workers = max(1, workers // 2)
     failures = 0
     spawn = multiprocessing.get_context("spawn")
-    threads = (torch.get_num_threads(),)  # which the compiler writes into what it makes
-    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, threads) as pool:
+    # The compiler writes the number of threads into its code: the children have that of the parent.
+    with ProcessPoolExecutor(workers, spawn) as pool:
         pending = {pool.submit(compile_one, *task, device): task for task in tasks}
-        for done in as_completed(pending):
+        for count, done in enumerate(as_completed(pending), 1):
             case, name = pending[done]
-            failures += done.exception() is not None
-            advance(f"{name} {case.describe()}")
+            outcome = "failed" if done.exception() else "compiled"
+            failures += outcome == "failed"
+            print(f"{count}/{len(tasks)} {outcome}: {name} {case.describe()}", file=sys.stderr)
     return failures
-
-
-def jobs(plan: list[Planned]) -> list[tuple[Case, str]]:
-    """All that will be compiled, provider by provider, as the session goes through them."""
-    found = [
-        (item.case, name)
-        for item in plan
-        for name in item.providers
-        if PROVIDERS[name].mode is not None and PROVIDERS[name].fits(item.case)
-    ]
-    order = list(PROVIDERS)
-    return sorted(found, key=lambda job: order.index(job[1]))

@@ -23,9 +23,12 @@ QUERIED = (
 
 
 def output_of(*command: str) -> str:
-    """What a program prints; nothing where it is missing or fails, as it is for the record only."""
+    """What a program prints; nothing if it is missing or fails, as this is for the record only."""
+    english = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=30, env=english
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -37,20 +40,22 @@ def cuda_program(name: str) -> str | None:
 
 
 def nvidia_smi() -> dict[str, str]:
-    """The GPU's driver, clocks, power and heat now."""
+    """The GPU's driver, clocks, power and temperature now."""
     values = output_of("nvidia-smi", f"--query-gpu={QUERIED}", "--format=csv,noheader", "--id=0")
     return dict(zip(QUERIED.split(","), values.split(", "), strict=True)) if values else {}
 
 
 def describe(device: str) -> dict[str, Any]:
     """The machine and what runs on it."""
+    lines = (line.partition(":") for line in output_of("lscpu").splitlines())
+    cpu = {key.strip(): value.strip() for key, _, value in lines}
+    name = cpu.get("Model name") or output_of("sysctl", "-n", "machdep.cpu.brand_string")
     found: dict[str, Any] = {
         "device": device,
-        "name": _cpu_name(),
+        "name": name or platform.processor(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "caches": _caches(),
-        "memory_bytes": _memory(),
+        "caches": {key: value for key, value in cpu.items() if key.endswith("cache")},
         "system": f"{platform.system()} {platform.machine()}",
         "python": sys.version.split()[0],
         "torch": torch.__version__,
@@ -59,91 +64,48 @@ def describe(device: str) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     if device == "cuda":
-        found |= _gpu()
-    return found | _build() | {"before": clocks(device)}
+        properties = torch.cuda.get_device_properties(0)
+        nvcc = re.search(r"release .*", output_of(cuda_program("nvcc") or "nvcc", "--version"))
+        found |= {
+            "cpu": found["name"],
+            "name": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_bytes": properties.total_memory,
+            "l2_bytes": properties.L2_cache_size,
+            "cuda": torch.version.cuda,
+            "nvcc": nvcc[0] if nvcc else None,
+        }
+    try:
+        from actreg_ext import _C
+    except ImportError:  # still to be built
+        pass
+    else:
+        build = _C.build_info()
+        found |= {"instructions": _C.cpu_capability(), "compiler": str(build["compiler"])}
+    return found | {"before": state(device)}
 
 
-def clocks(device: str) -> dict[str, Any]:
-    """What may change while it is measured: taken before and after."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    now: dict[str, Any] = {"load": load, "cpu_mhz": _cpu_mhz()}
+def state(device: str) -> dict[str, Any]:
+    """What may change during the measurement: recorded before and after."""
+    now: dict[str, Any] = {"load": os.getloadavg()[0]}
     return now | ({"nvidia_smi": nvidia_smi()} if device == "cuda" else {})
 
 
 def free_bytes(device: str) -> int:
-    """That tensors may still take."""
+    """Memory that tensors may still take."""
     if device == "cuda":
         unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return torch.cuda.mem_get_info()[0] + unused
-    if available := re.search(r"MemAvailable:\s*(\d+)", _read("/proc/meminfo")):
-        return int(available[1]) * 1024
-    return (_memory() or 2**33) // 2
+    meminfo = Path("/proc/meminfo")
+    available = meminfo.exists() and re.search(r"MemAvailable:\s*(\d+)", meminfo.read_text())
+    return int(available[1]) * 1024 if available else 2**32
 
 
 def keep_memory() -> None:
-    """Have malloc keep all that is freed, as tcmalloc and jemalloc do; glibc's, if it is that."""
+    """Make glibc's malloc keep all that is freed, as tcmalloc and jemalloc do."""
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
     options = {mmap_max: 0, trim_threshold: 2**31 - 1, top_pad: 2**28}
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if not mallopt or not all(mallopt(option, value) for option, value in options.items()):
         raise RuntimeError("the preset reused needs the malloc of glibc")
-
-
-def _build() -> dict[str, Any]:
-    """Of the extension; nothing where it is still to be built."""
-    try:
-        from actreg_ext import _C
-    except ImportError:
-        return {}
-    return {"instructions": _C.cpu_capability(), "compiler": str(_C.build_info()["compiler"])}
-
-
-def _gpu() -> dict[str, Any]:
-    properties = torch.cuda.get_device_properties(0)
-    nvcc = re.search(r"release .*", output_of(cuda_program("nvcc") or "nvcc", "--version"))
-    return {
-        "cpu": _cpu_name(),
-        "name": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count,
-        "memory_bytes": properties.total_memory,
-        "l2_bytes": properties.L2_cache_size,
-        "cuda": torch.version.cuda,
-        "nvcc": nvcc[0] if nvcc else None,
-    }
-
-
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
-def _cpu_name() -> str:
-    if found := re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo")):
-        return found[1].strip()
-    return output_of("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
-
-
-def _cpu_mhz() -> float | None:
-    """The mean of all cores; a virtual machine says what the host promised, not what it does."""
-    found = [float(mhz) for mhz in re.findall(r"cpu MHz\s*:\s*([\d.]+)", _read("/proc/cpuinfo"))]
-    return round(sum(found) / len(found)) if found else None
-
-
-def _caches() -> dict[str, str]:
-    """Of the first core."""
-    found = {}
-    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        level, kind = _read(index / "level").strip(), _read(index / "type").strip()
-        if kind != "Instruction":
-            found[f"L{level}"] = _read(index / "size").strip()
-    return found
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None

@@ -1,12 +1,11 @@
-"""What a call holds: bytes kept for backward, the peak, and the kernels that it launches.
+"""What a call needs: bytes kept for backward, peak memory, and kernel launches.
 
-Kept: the storages that autograd packs in the forward, each counted once however many nodes keep
-it, parameters left out; an input or output that is kept counts, though others may hold it too.
+Kept: the storages that autograd packs in the forward, each counted once, without parameters. An
+input or output that is kept counts, even if the caller holds it as well.
 
-Peak: on a GPU the allocator's own high-water mark. On the CPU the running sum of the allocator's
-events, as the profiler records them: every allocation of a tensor, also inside compiled code and
-inside C++, to the byte, while pages, threads and libraries' scratch memory do not count. Both are
-above what was allocated before the call, so inputs and parameters are not in them.
+Peak: on a GPU the allocator's high-water mark. On the CPU the running sum of the profiler's
+allocation events: every tensor counts, also inside compiled code and C++; threads and scratch
+memory of libraries do not. Both are above what was allocated before the call.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-# Kineto's lines about its start and stop; it reads this when it is first used.
+# Silences Kineto's lines about its start and stop. Kineto reads this at its first use.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 def saved_bytes(call: Callable[[], object], parameters: Iterable[Tensor] = ()) -> int:
     """Kept for backward after this forward."""
     storages: dict[int, int] = {}
-    held: list[Tensor] = []  # an address that is used again would hide a storage
+    held: list[Tensor] = []  # a freed address could be used again and hide a storage
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -42,7 +41,7 @@ def saved_bytes(call: Callable[[], object], parameters: Iterable[Tensor] = ()) -
 
 
 def peak_bytes(call: Callable[[], object], device: str) -> int:
-    """The most that is allocated at one time during the call, above what was before it."""
+    """The most that is allocated at one time during the call."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -71,7 +70,7 @@ def launches(call: Callable[[], object], device: str) -> int | None:
 
 
 def _is_kernel(event: Any) -> bool:
-    """Of all that the profiler sees; an annotation lies over the kernels of its time."""
+    """Among all events; an annotation covers the kernels of its time."""
     is_on_device = event.device_type().name == "CUDA" and not event.is_user_annotation()
     return is_on_device and not event.name().startswith(("Mem", "gpu_"))
 

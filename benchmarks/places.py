@@ -1,4 +1,7 @@
-"""Where it is computed: in a call of its own, in blocks of networks, in a whole training step."""
+"""Where a provider's layer is timed: in a single call, in a block of a network, in a training step.
+
+docs/benchmarks.md shows how to add a place.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from .providers import Layer, Provider
 from .timing import Runs
 
 WIDTH, HIDDEN, TOKENS, DEPTH = 512, 2048, 128, 8
-CACHES = 4  # times the last cache of a GPU: as many bytes the inputs rotate among
+CACHES = 4  # on a GPU the inputs take turns: together they have 4 times the bytes of its L2 cache
 
 
 class Block(nn.Module):
@@ -61,11 +64,7 @@ class Subject:
     dy: Tensor
     outputs: int  # 2 with a penalty
     parameters: list[Tensor] = field(default_factory=list)
-    is_floor: bool = False
-    writes_input: bool = False
-
-    def ready(self, x: Tensor) -> Tensor:
-        return x.detach().clone().requires_grad_() if self.writes_input else x
+    is_copy: bool = False
 
     def call(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.function(x)[: self.outputs]
@@ -76,19 +75,19 @@ class Subject:
         return torch.autograd.grad(outputs, into, [self.dy, *ones], retain_graph=keep)
 
     def runs(self, direction: str) -> Runs:
-        """The call to be timed, once for each of the inputs that rotate."""
-        if self.is_floor:
-            return [self._floor(direction, x.detach()) for x in self.xs]
-        xs = [self.ready(x) for x in self.xs]
+        """The call to be timed, once for each of the inputs that take turns."""
+        if self.is_copy:
+            return [self._copy(direction, x.detach()) for x in self.xs]
         if direction == "forward":
-            return [partial(self.function, x) for x in xs]
+            return [partial(self.function, x) for x in self.xs]
         if direction == "backward":
-            return [self._backward(x) for x in xs]
+            return [self._backward(x) for x in self.xs]
         if direction == "both":
-            return [partial(self._both, x) for x in xs]
-        return [partial(self._step, self._optimizer(), x) for x in xs]
+            return [partial(self._both, x) for x in self.xs]
+        optimizer = torch.optim.AdamW(self.parameters, lr=1e-6)
+        return [partial(self._step, optimizer, x) for x in self.xs]
 
-    def _floor(self, direction: str, x: Tensor) -> Callable[[], object]:
+    def _copy(self, direction: str, x: Tensor) -> Callable[[], object]:
         if direction == "forward":
             return x.clone
         if direction == "backward":
@@ -104,9 +103,6 @@ class Subject:
     def _both(self, x: Tensor) -> object:
         return self.gradients(x, self.call(x), keep=False)
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW([p for p in self.parameters], lr=1e-6)
-
     def _step(self, optimizer: torch.optim.Optimizer, x: Tensor) -> object:
         y, *penalty = self.call(x)
         loss = y.float().square().mean()
@@ -119,7 +115,7 @@ class Subject:
 
 
 def inputs(case: Case, device: str) -> tuple[list[Tensor], Tensor]:
-    """Some x, on a GPU of more bytes together than its caches hold, and a dy."""
+    """One x, on a GPU several, together larger than its caches; and a dy."""
     dtype = getattr(torch, case.dtype)
     shape: tuple[int, ...] = (case.elements,)
     out = shape
@@ -133,7 +129,7 @@ def inputs(case: Case, device: str) -> tuple[list[Tensor], Tensor]:
     if device == "cuda":
         cache = torch.cuda.get_device_properties(device).L2_cache_size
         count = max(2, math.ceil(CACHES * cache / (math.prod(shape) * dtype.itemsize)))
-        count = min(count, 64)  # of tiny tensors no number leaves the cache
+        count = min(count, 64)  # tiny tensors stay in the cache, however many they are
     torch.manual_seed(0)
     needs = case.place not in TRAINED
     xs = [torch.randn(shape, device=device).to(dtype) for _ in range(count)]
@@ -141,10 +137,10 @@ def inputs(case: Case, device: str) -> tuple[list[Tensor], Tensor]:
 
 
 def subject(case: Case, provider: Provider, xs: list[Tensor], dy: Tensor) -> Subject:
-    """The provider in its place; compiled as a whole where it is one that compiles."""
-    outputs = 2 if case.penalty != "none" and "penalty" in provider.does else 1
+    """The provider in its place. A provider that compiles compiles the network as a whole."""
     if provider.layer is None:
-        return Subject(lambda x: (x,), xs, dy, outputs, is_floor=True)
+        return Subject(lambda x: (x,), xs, dy, 1, is_copy=True)
+    outputs = 2 if case.penalty != "none" and provider.regularizes else 1
     function, parameters = provider.layer(case), list[Tensor]()
     if case.place != "call":
         block = block_of(case, function).to(dy.device, dy.dtype)
@@ -152,11 +148,11 @@ def subject(case: Case, provider: Provider, xs: list[Tensor], dy: Tensor) -> Sub
     if provider.mode is not None:
         torch._dynamo.reset()
         function = torch.compile(function, dynamic=False, fullgraph=True, **provider.mode)
-    return Subject(function, xs, dy, outputs, parameters, writes_input=provider.writes_input)
+    return Subject(function, xs, dy, outputs, parameters)
 
 
 def block_of(case: Case, layer: Layer) -> Block | Deep:
-    """The block with the same weights for every provider."""
+    """The network around the layer, with the same weights for every provider."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         if case.place == "deep":

@@ -1,7 +1,8 @@
-"""A session: every case of the plan is checked, timed, weighed and written down."""
+"""A session: every case of the plan is checked, timed, weighed and saved."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,12 +12,11 @@ from typing import Any
 from . import correctness, machine, memory, results
 from .cases import COMPILED, Planned
 from .places import Subject, graphs_that_stay, inputs, subject
-from .progress import progress
 from .providers import PROVIDERS
 from .timing import Pace, Stopwatch, interleaved
 
 Group = dict[str, Any]
-# Tensors of float64: what the truth and the backward of the rivals hold at a time.
+# As many float64 tensors as the truth and the providers' backward need at one time.
 TENSORS_AT_A_TIME = 31
 
 
@@ -24,123 +24,117 @@ class Session:
     """Measures the cases one by one; `groups` yields what is found in each."""
 
     def __init__(self, device: str, pace: Pace, seconds: float | None = None) -> None:
-        self.device, self.pace = device, pace
+        self.device, self.pace, self.seconds = device, pace, seconds
         self.watch = Stopwatch(device)
-        self.seconds = seconds
         self.left_out: list[dict[str, Any]] = []
         self.counted: dict[tuple[Any, ...], int | None] = {}
 
     def passes(self, plan: list[Planned]) -> list[list[Planned]]:
-        """One; where the time is limited, what needs no compiler first, then compiler by compiler.
+        """One pass. If the time is limited: first what needs no compiler, then by compiler.
 
-        The operator takes part in each, so that every ratio is one of neighbours.
+        act_reg takes part in each pass, so that every ratio is one of neighbours.
         """
         if self.seconds is None:
             return [plan]
-        compiled = [name for name in COMPILED if any(name in p.providers for p in plan)]
         first = [
             replace(item, providers=[n for n in item.providers if n not in COMPILED])
             for item in plan
         ]
         rest = [
-            [replace(item, providers=["fused", name]) for item in plan if name in item.providers]
-            for name in compiled
+            [replace(item, providers=["act_reg", name]) for item in plan if name in item.providers]
+            for name in COMPILED
         ]
-        return [first, *rest]
+        return [first, *filter(None, rest)]
 
-    def groups(self, plan: list[Planned], advance: Callable[[str], None]) -> Iterator[Group]:
-        """What is found, case by case; what the memory or the time does not allow is noted."""
+    def groups(self, plan: list[Planned]) -> Iterator[Group]:
+        """What is found, case by case; cases without memory or time left are noted."""
         passes = self.passes(plan)
         deadline = time.monotonic() + (self.seconds or float("inf"))
+        done, total, begun = 0, sum(map(len, passes)), time.monotonic()
         for turn, planned in enumerate(passes):
-            left = len(passes) - turn if turn else min(len(passes), 2)  # half is for the first
+            # The first pass may take half of the time, a later one its share of what is left.
+            left = len(passes) - turn if turn else min(len(passes), 2)
             until = time.monotonic() + (deadline - time.monotonic()) / left
             for item in planned:
-                advance(item.case.describe())
                 if time.monotonic() > until:
-                    self.leave_out(item, "no time was left")
+                    self.leave_out(item, "no time left")
                 elif machine.free_bytes(self.device) < TENSORS_AT_A_TIME * 8 * item.case.elements:
-                    self.leave_out(item, "no memory was left")
+                    self.leave_out(item, "no memory left")
                 else:
                     with graphs_that_stay():
                         yield self.group(item)
+                done += 1
+                took = f"{time.monotonic() - begun:.0f} s"
+                print(f"{done}/{total}, {took}: {item.case.describe()}", file=sys.stderr)
 
     def leave_out(self, item: Planned, why: str) -> None:
         case = item.case._asdict()
         self.left_out.append({"case": case, "providers": item.providers, "why": why})
 
     def group(self, item: Planned) -> Group:
-        """One case: the errors, the laps in each direction, the memory."""
+        """One case: errors, the laps in each direction, memory."""
         case = item.case
         xs, dy = inputs(case, self.device)
-        providers = [PROVIDERS[name] for name in item.providers if PROVIDERS[name].fits(case)]
-        group: Group = {
-            "case": case._asdict(),
-            "slices": item.slices,
-            "errors": {},
-            "failed": {},
-            "memory": {},
-        }
-        subjects, judge = {}, correctness.Judge(case)
-        for provider in providers:
+        group: Group = {"case": case._asdict(), "slices": item.slices}
+        group |= {part: {} for part in ("errors", "failed", "memory")}
+        subjects, judge = {}, correctness.Judge(case, xs[0])
+        for provider in (PROVIDERS[name] for name in item.providers):
+            if not provider.fits(case):
+                continue
             try:
                 timed = subject(case, provider, xs, dy)
                 error = judge.error(provider, timed)
-            except Exception as failure:  # of one rival in one case: the others may be well
+            except Exception as failure:  # one provider may fail in one case
                 group["failed"][provider.name] = f"{type(failure).__name__}: {failure}"[:300]
                 continue
             group["errors"][provider.name] = error
             if error.is_right(case):
                 subjects[provider.name] = timed
-        del judge  # and the truth, which is large
-        group["laps"] = {
-            direction: interleaved(
-                {name: timed.runs(direction) for name, timed in subjects.items()},
-                self.pace,
-                self.watch,
-            )
-            for direction in item.directions
-        }
+        del judge  # it holds large tensors
+        group["laps"] = {}
+        for direction in item.directions:
+            rivals = {name: timed.runs(direction) for name, timed in subjects.items()}
+            group["laps"][direction] = interleaved(rivals, self.pace, self.watch)
         for name, timed in subjects.items():
-            if not timed.is_floor:
+            if not timed.is_copy:
                 key = (name, *case._replace(elements=0, dtype=""))
                 group["memory"][name] = self.memory(key, timed, item.directions)
         return group
 
     def memory(self, key: tuple[Any, ...], timed: Subject, directions: list[str]) -> dict[str, Any]:
-        x = timed.ready(timed.xs[0])
         whole = timed.runs("step" if "step" in directions else "both")[0]
         return {
-            "saved": memory.saved_bytes(lambda: timed.function(x), timed.parameters),
+            "saved": memory.saved_bytes(lambda: timed.function(timed.xs[0]), timed.parameters),
             "peak": memory.peak_bytes(whole, self.device),
             "launches": self.launches(key, whole),
         }
 
     def launches(self, key: tuple[Any, ...], whole: Callable[[], object]) -> int | None:
-        """Counted once for all sizes and types: the profiler is slow to start."""
+        """Counted once for all sizes and types, as the profiler starts slowly."""
         if key not in self.counted:
             self.counted[key] = memory.launches(whole, self.device)
         return self.counted[key]
 
 
 def sit(session: Session, plan: list[Planned], found: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Add what one process finds; the file is written group by group: an end loses nothing."""
+    """Add what one process finds. The file is saved after every case: an abort loses nothing."""
     before = found["left_out"]
     if found["preset"] == "reused":
         machine.keep_memory()
-    with progress(sum(map(len, session.passes(plan)))) as advance:
-        for group in session.groups(plan, advance):
-            results.add(found, group)
-            found["left_out"] = before + session.left_out
-            results.save(found, path)
+    for group in session.groups(plan):
+        results.add(found, group)
+        found["left_out"] = before + session.left_out
+        results.save(found, path)
     found["left_out"] = before + session.left_out
     return found
 
 
-def chosen(plan: list[Planned], device: str) -> tuple[list[Planned], dict[str, str]]:
-    """The plan for the providers that are here, and why the others are not."""
-    wanted = [p for p in PROVIDERS.values() if any(p.name in item.providers for item in plan)]
-    absent = {p.name: why for p in wanted if (why := p.why_absent(device))}
-    here = [p.name for p in wanted if p.name not in absent]
-    found = [replace(item, providers=[n for n in here if n in item.providers]) for item in plan]
-    return [item for item in found if item.providers], absent
+def chosen(plan: list[Planned], device: str) -> tuple[list[Planned], list[str]]:
+    """The plan for the providers of this device, and the names of the others."""
+    absent = [name for name, provider in PROVIDERS.items() if device not in provider.on]
+    found = [
+        replace(item, providers=[n for n in PROVIDERS if n in item.providers and n not in absent])
+        for item in plan
+    ]
+    wanted = {name for item in plan for name in item.providers}
+    return [item for item in found if item.providers], [n for n in absent if n in wanted]

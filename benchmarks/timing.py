@@ -1,8 +1,8 @@
-"""How long calls take: the one stopwatch, rivals that take turns, and the statistics of it.
+"""Times calls: one stopwatch, providers that take turns, and the statistics.
 
-A machine that changes its speed must not decide, so all rivals of a case run in each round, every
-other round in the opposite order, and a comparison is the median over the rounds of the ratio of
-two times of the same round.
+A machine changes its speed from second to second. So all providers of a case run in every round,
+every other round in the opposite order, and a comparison is the median over the rounds of the
+ratio of two times of the same round. (torch.utils.benchmark times one function after the other.)
 """
 
 from __future__ import annotations
@@ -18,27 +18,26 @@ from typing import Any, NamedTuple
 import torch
 
 cuda: Any = torch.cuda  # has no types
-Runs = Sequence[Callable[[], object]]  # the same call on each of the inputs that rotate
+Runs = Sequence[Callable[[], object]]  # the same call on each of the inputs that take turns
 
 WARM_UPS = 3
-SAMPLE = 200e-6  # seconds that a sample takes at least: the clock's resolution times thousands
-SLOW = 0.05  # seconds of a call
+SAMPLE = 200e-6  # seconds that a sample takes at least: thousands of times the clock's resolution
+SLOW = 0.05  # seconds of a call that needs no repetition
 GPU_CALLS = (3, 100)  # of a sample; more would fill the queue of launches
 
 
 class Lap(NamedTuple):
-    """Seconds of a call: on the device, and of the host until it has all been launched."""
+    """Seconds of a call: on the device, and of the host until it has launched everything."""
 
     device: float
     host: float
-    calls: int = 1  # that it is the mean of
 
 
 Laps = dict[int, Lap]  # round -> lap
 
 
 class Spread(NamedTuple):
-    """The median, and where the lowest and the highest fifth end."""
+    """The median, the 20th and the 80th percentile."""
 
     median: float
     low: float
@@ -56,8 +55,8 @@ class Pace(NamedTuple):
 PACES = {
     "quick": Pace(0.25, 3, 15),
     "published": Pace(1.0, 4, 25),
+    "steps": Pace(30.0, 20, 100),
     "reused": Pace(2.5, 8, 60),
-    "full": Pace(1.0, 7, 31),
     "gpu": Pace(0.1, 5, 9),
 }
 
@@ -69,19 +68,19 @@ class Stopwatch:
         self.device, self.lead = device, 1 << 21  # cycles
 
     def __call__(self, runs: Runs, calls: int) -> Lap:
-        turns = itertools.islice(itertools.cycle(runs), calls)
-        if self.device == "cpu":
-            start = time.perf_counter()
-            for run in turns:
-                run()
-            seconds = (time.perf_counter() - start) / calls
-            return Lap(seconds, seconds, calls)
-        return self._on_gpu(list(turns))
+        turns = list(itertools.islice(itertools.cycle(runs), calls))
+        if self.device != "cpu":
+            return self._on_gpu(turns)
+        start = time.perf_counter()
+        for run in turns:
+            run()
+        seconds = (time.perf_counter() - start) / calls
+        return Lap(seconds, seconds)
 
     def _on_gpu(self, turns: Runs) -> Lap:
         while True:
             begin, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
-            # The GPU is kept busy until all is launched, so that it never waits for a launch.
+            # The GPU sleeps until everything is launched, so that it never waits for a launch.
             cuda._sleep(self.lead)
             begin.record()
             start = time.perf_counter()
@@ -92,18 +91,17 @@ class Stopwatch:
             end.record()
             end.synchronize()
             if was_in_time or self.lead >= 1 << 24:
-                calls = len(turns)
-                return Lap(begin.elapsed_time(end) / 1e3 / calls, host / calls, calls)
+                return Lap(begin.elapsed_time(end) / 1e3 / len(turns), host / len(turns))
             self.lead *= 2
 
     def calls(self, runs: Runs, sample: float = SAMPLE) -> int:
-        """Warm up; then as many calls as make a sample long enough to be timed."""
+        """Warm up, and return how many calls make a sample long enough to be timed."""
         if self.device != "cpu":
             fewest, most = GPU_CALLS
             self(runs, WARM_UPS)
             return min(max(fewest, math.ceil(sample / max(self(runs, 3).device, 1e-9))), most)
         for _ in range(WARM_UPS):
-            if self(runs, 1).device > SLOW:  # has warmed up whatever there is
+            if self(runs, 1).device > SLOW:
                 return 1
         calls = 1
         while (lap := self(runs, calls)).device * calls < sample / 2:
@@ -112,10 +110,7 @@ class Stopwatch:
 
 
 def interleaved(rivals: dict[str, Runs], pace: Pace, watch: Stopwatch) -> dict[str, Laps]:
-    """The laps of each rival in each round.
-
-    Each has the same share of the time, and leaves the rounds to the others when it is spent.
-    """
+    """The laps of each rival. All have the same share of the time, and stop when it is spent."""
     calls = {name: watch.calls(runs) for name, runs in rivals.items()}
     laps: dict[str, Laps] = {name: {} for name in rivals}
     left = dict.fromkeys(rivals, pace.seconds / max(len(rivals), 1))
@@ -136,14 +131,14 @@ def interleaved(rivals: dict[str, Runs], pace: Pace, watch: Stopwatch) -> dict[s
 
 
 def together(laps: dict[str, Laps], more: dict[str, Laps]) -> dict[str, Laps]:
-    """The rounds of two sittings, one after the other."""
+    """The rounds of two processes, one after the other."""
     begin = 1 + max((turn for of in laps.values() for turn in of), default=-1)
     later = {name: {begin + turn: lap for turn, lap in of.items()} for name, of in more.items()}
     return {name: laps.get(name, {}) | later.get(name, {}) for name in laps | later}
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median, 20th and 80th percentile, with linear interpolation between neighbours."""
+    """With linear interpolation between neighbours."""
     if len(values) == 1:
         return Spread(values[0], values[0], values[0])
     low, *_, high = statistics.quantiles(values, n=5, method="inclusive")
@@ -151,8 +146,6 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def paired(theirs: Laps, ours: Laps) -> Spread | None:
-    """Of the ratios theirs / ours of the rounds that both ran in; nothing if there are none."""
-    both = theirs.keys() & ours.keys()
-    if not both:
-        return None
-    return spread([theirs[turn].device / ours[turn].device for turn in sorted(both)])
+    """The ratios theirs / ours in the rounds in which both ran; None if there are none."""
+    both = sorted(theirs.keys() & ours.keys())
+    return spread([theirs[turn].device / ours[turn].device for turn in both]) if both else None

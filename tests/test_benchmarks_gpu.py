@@ -183,14 +183,14 @@ def test_a_session_on_a_gpu_makes_its_page(tmp_path: Path) -> None:
     assert program.main(command) == 0
     made = results.load(written)
     assert made["machine"]["name"] == "Simulated GPU" and made["machine"]["l2_bytes"] == L2
-    rivals = {"floor", "fused", "eager", "compile", "max-autotune", "cooperative"}
+    rivals = {"copy", "act_reg", "eager", "compile", "max-autotune", "cooperative"}
     for group in made["groups"]:
         assert set(group["times"]["forward"]) == rivals and not group["failed"]
-        assert group["memory"]["fused"]["launches"] == 2
-        assert group["memory"]["fused"]["peak"] == 4000
+        assert group["memory"]["act_reg"]["launches"] == 2
+        assert group["memory"]["act_reg"]["peak"] == 4000
     assert report.main(["--root", str(tmp_path)]) == 0
     page = (tmp_path / "docs" / "performance.md").read_text()
-    assert "| than eager | than compile | than max-autotune | than cooperative |" in page
-    assert page.count("## On a GPU: Simulated GPU") == 1 and "Not timed yet" not in page
+    assert "forward, than eager | forward, than compile | forward, than max-autotune |" in page
+    assert page.count("## GPU: Simulated GPU") == 1 and "No GPU was timed" not in page
     readme = (tmp_path / "README.md").read_text()
-    assert "### On a GPU\n\nSimulated GPU, driver 1.2" in readme
+    assert "### On a GPU\n\n" in readme and "Simulated GPU, driver 1.2" in readme

@@ -1,9 +1,13 @@
 """Random programs around act_reg, checked by the rule in tests/programs.py.
 
-Every run tests the same programs. `make fuzz` tests other ones for as long as you tell it.
+Every run tests the same programs. `make fuzz` tests FUZZ times as many, others in every run. A
+failing test prints a script that repeats the failure. `--hypothesis-seed` repeats a run. If the
+script does not fail, earlier programs may matter: a failed trace can leave PyTorch in a bad state.
 """
 
 from __future__ import annotations
+
+import os
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
@@ -12,13 +16,14 @@ from tests import strategies
 from tests.programs import Program, check, script
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled_yet")
+FUZZ = int(os.environ.get("FUZZ", "0"))
 
 
 def some(programs: int) -> settings:
-    """The first programs of one family: the same in every run, on every machine."""
+    """The first programs of one family: the same in every run, but for `make fuzz`."""
     return settings(
-        max_examples=programs,
-        derandomize=True,
+        max_examples=programs * max(FUZZ, 1),
+        derandomize=not FUZZ,
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
@@ -69,3 +74,11 @@ def test_tracing(program: Program) -> None:
 @given(strategies.FAMILIES["compile"])
 def test_compile(program: Program) -> None:
     run(program)
+
+
+if FUZZ:  # each program takes seconds
+
+    @some(3)
+    @given(strategies.FAMILIES["inductor"])
+    def test_inductor(program: Program) -> None:
+        run(program)

@@ -1,12 +1,11 @@
 """Compile the CUDA kernels by nvcc alone and read their machine code: make cuda.
 
-Prints for each kernel its registers, its 128-bit loads and stores, the instructions that it
-executes for each element and for each block, and the share of the memory's time on a GPU of that
-kind that the busiest part of a multiprocessor takes. Fails if a kernel spills registers in its main
-loop, or if a load or a store of its main loop is not 128 bits wide. --arch all takes sm_80, sm_90,
-sm_100 and sm_120; --markdown writes docs/cuda_kernels.md.
+Prints for each kernel its registers, 128-bit loads and stores, instructions for each element and
+each block, and the time of its busiest pipe as a share of the time that memory needs. Fails if a
+main loop spills registers or has a load or store that is not 128 bits wide. --arch all compiles for
+sm_80, sm_90, sm_100 and sm_120; --markdown writes docs/cuda_kernels.md.
 
-Needs nvcc, and cuobjdump with nvdisasm: from the toolkit, or pip install nvidia-cuda-cuobjdump
+Needs nvcc, and cuobjdump with nvdisasm: from the toolkit, or by pip install nvidia-cuda-cuobjdump
 nvidia-cuda-nvdisasm.
 """
 
@@ -20,13 +19,18 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import sass
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks.markdown import rendered, table  # noqa: E402
+
 NVCC = os.environ.get("NVCC", "nvcc")
 DTYPES = {"float": ("float32", 4), "double": ("float64", 8), "Half": ("float16", 2)}
 DTYPES["BFloat16"] = ("bfloat16", 2)
@@ -40,12 +44,12 @@ class Gpu(NamedTuple):
     terabytes: float  # each second
 
     def share(self, slots: float, traffic: float) -> float:
-        """Return what share of the time that memory moves so many bytes in the slots take."""
+        """Return the time of the slots, over the time in which memory moves the bytes."""
         slots_a_second = self.multiprocessors * 4 * 32 * self.gigahertz * 1e9
         return slots / slots_a_second / (traffic / (self.terabytes * 1e12))
 
 
-# By NVIDIA's datasheets; the clock of the B200, which they leave out, as others report it.
+# From NVIDIA's datasheets, except for the clock of the B200, which they do not give.
 GPUS = {
     "A100": Gpu("sm_80", 108, 1.41, 2.04),  # SXM, 80 GB
     "H100": Gpu("sm_90", 132, 1.98, 3.35),  # SXM
@@ -53,9 +57,7 @@ GPUS = {
     "B200": Gpu("sm_100", 148, 1.965, 8.0),
 }
 SHOWN = {"sm_80": "A100", "sm_90": "H200", "sm_100": "B200"}  # whose share is printed
-
-
-# Elements that cross the memory, and those that are loaded; beside them, bytes of bits.
+# Elements that are read and written, elements that are read, and bytes of bits.
 TRAFFIC = {
     "forward": (2, 1, 0.0),
     "forward_plain": (2, 1, 0.0),
@@ -65,11 +67,20 @@ TRAFFIC = {
 }
 
 
+TITLES = {
+    "forward": "Forward",
+    "forward_plain": "Forward without a penalty",
+    "backward": "Backward",
+    "backward_output": "Backward from the output",
+    "backward_bits": "Backward from bits",
+}
+
+
 class Kernel(NamedTuple):
     architecture: str
-    direction: str  # forward_plain: the way through forward if there is no penalty
+    direction: str  # forward_plain: the path through forward without a penalty
     dtype: str
-    activation: str  # none for backward_bits, which is the same for all
+    activation: str  # empty for backward_bits, which is the same for all
     drops: bool
     size: int  # of an element
     registers: int
@@ -95,7 +106,7 @@ class Kernel(NamedTuple):
         return 65536 // (256 * (-(-self.registers // 8) * 8))
 
     def share(self, gpu: Gpu) -> float:
-        """Of the memory's time, that of the busiest pipe."""
+        """Return the time of the busiest pipe, over the memory's time."""
         return gpu.share(self.slots, self.traffic)
 
     def faults(self) -> list[str]:
@@ -186,142 +197,81 @@ def examine(source: Path, architecture: str, folder: str) -> list[Kernel]:
     return kernels
 
 
-def table(kernels: list[Kernel], direction: str, gpu: Gpu) -> list[str]:
+def columns(names: Iterable[str]) -> dict[tuple[str, bool], str]:
+    """Return the titles of the columns: each name without dropout and with it."""
+    return {(name, drops): name + ", p > 0" * drops for name in names for drops in (False, True)}
+
+
+def instructions(kernels: list[Kernel], gpu: str, direction: str) -> str:
     """Return a direction's instructions and shares, by activation, dtype and dropout."""
-    kernels = [k for k in kernels if (k.architecture, k.direction) == (gpu.architecture, direction)]
-    by = {(k.dtype, k.activation, k.drops): k for k in kernels}
-    columns = [(dtype, drops) for dtype, _ in DTYPES.values() for drops in (False, True)]
-    lines = [f"| activation | {' | '.join(d + ', p > 0' * drops for d, drops in columns)} |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
-    for activation in dict.fromkeys(k.activation for k in kernels):
-        found = [by.get((dtype, activation, drops)) for dtype, drops in columns]
-        cells = [f"{k.instructions:.0f} ({100 * k.share(gpu):.0f} %)" if k else "" for k in found]
-        lines.append(f"| {activation or 'any'} | {' | '.join(cells)} |")
-    return lines
+    found = [k for k in kernels if (k.architecture, k.direction) == (GPUS[gpu][0], direction)]
+    by = {(k.activation, k.dtype, k.drops): k for k in found}
+    heads = columns(dtype for dtype, _ in DTYPES.values())
+    lines = []
+    for activation in dict.fromkeys(k.activation for k in found):
+        line = [by.get((activation, *column)) for column in heads]
+        cells = [
+            f"{k.instructions:.0f} ({100 * k.share(GPUS[gpu]):.0f} %)" if k else "" for k in line
+        ]
+        lines.append([activation or "any", *cells])
+    return table(["activation", *heads.values()], lines)
 
 
 def span(values: list[int]) -> str:
-    low, high = min(values), max(values)
-    return f"{low}" if low == high else f"{low} to {high}"
+    return " to ".join(map(str, dict.fromkeys((min(values), max(values)))))
 
 
-def blocks_table(kernels: list[Kernel]) -> list[str]:
+def blocks(kernels: list[Kernel], gpu: str) -> str:
     """Return what a block is and costs, over the activations."""
-    lines = ["| | dtype | registers | blocks | instructions before the loop | after the loop |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = []
     for direction in ("forward", "forward_plain", "backward"):
         for drops in (False, True):
             for dtype, _ in DTYPES.values():
-                kind = (direction, drops, dtype)
-                found = [k for k in kernels if (k.direction, k.drops, k.dtype) == kind]
-                name = TITLES[direction].lower() + ", p > 0" * drops
-                columns = ("registers", "blocks", "start", "end")
-                cells = [span([getattr(k, column) for k in found]) for column in columns]
-                lines.append(f"| {name} | {dtype} | {' | '.join(cells)} |")
-    return lines
+                kind = (GPUS[gpu].architecture, direction, drops, dtype)
+                found = [k for k in kernels if (k[0], k.direction, k.drops, k.dtype) == kind]
+                cells = [
+                    span([getattr(k, column) for k in found])
+                    for column in ("registers", "blocks", "start", "end")
+                ]
+                lines.append([TITLES[direction].lower() + ", p > 0" * drops, dtype, *cells])
+    head = ["kernel", "dtype", "registers", "blocks", "instructions before the loop", "after it"]
+    return table(head, lines)
 
 
-def expectations(kernels: list[Kernel]) -> list[str]:
+def expectations(kernels: list[Kernel]) -> str:
     """Return how long 2^26 elements should take on each GPU."""
     by = {(k.architecture, k.direction, k.dtype, k.activation, k.drops): k for k in kernels}
-    columns = [(a, drops) for a in ("relu", "gelu") for drops in (False, True)]
-    lines = [f"| GPU | | dtype | memory | {' | '.join(a + ', p > 0' * d for a, d in columns)} |"]
-    lines.append("|---" * (len(columns) + 4) + "|")
+    heads = columns(("relu", "gelu"))
+    lines = []
     for name, gpu in GPUS.items():
         for direction in ("forward", "backward"):
             for dtype in ("float32", "bfloat16"):
-                found = [by[(gpu.architecture, direction, dtype, *c)] for c in columns]
+                found = [by[(gpu.architecture, direction, dtype, *column)] for column in heads]
                 memory = 2**26 * found[0].traffic / gpu.terabytes / 1e6
-                times = [max(1, k.share(gpu)) * memory for k in found]
                 cells = [
-                    f"{time:.0f} us ({100 * k.share(gpu):.0f} %)"
-                    for time, k in zip(times, found, strict=True)
+                    f"{max(1, share) * memory:.0f} us ({100 * share:.0f} %)"
+                    for share in (k.share(gpu) for k in found)
                 ]
-                cells = [name, direction, dtype, f"{memory:.0f} us", *cells]
-                lines.append(f"| {' | '.join(cells)} |")
-    return lines
+                lines.append([name, direction, dtype, f"{memory:.0f} us", *cells])
+    return table(["GPU", "kernel", "dtype", "memory", *heads.values()], lines)
 
 
-def markdown(kernels: list[Kernel], release: str) -> str:
+def page(kernels: list[Kernel]) -> str:
     """Return docs/cuda_kernels.md."""
     gpus = [
-        f"| {name} | {gpu.multiprocessors} | {gpu.gigahertz} GHz | {gpu.terabytes} TB/s |"
+        [name, f"{gpu.multiprocessors}", f"{gpu.gigahertz} GHz", f"{gpu.terabytes} TB/s"]
         for name, gpu in GPUS.items()
     ]
-    lines = [HEAD.format(release=release, gpus="\n".join(gpus))]
-    lines += ["## What to expect", "", EXPECTATION]
-    lines += [*expectations(kernels), "", "## What a block costs", "", BLOCKS]
-    for architecture in ("sm_90", "sm_100"):
-        found = [k for k in kernels if k.architecture == architecture]
-        lines += [f"### {architecture}", "", *blocks_table(found), ""]
-    lines += ["## Compatibility", "", COMPATIBILITY]
-    for architecture in ("sm_90", "sm_100"):
-        name = SHOWN[architecture]
-        for direction, title in TITLES.items():
-            lines += [f"## {title}: {architecture} ({name})", ""]
-            lines += [*table(kernels, direction, GPUS[name]), ""]
-    return "\n".join(lines)
-
-
-TITLES = {
-    "forward": "Forward",
-    "forward_plain": "Forward without a penalty",
-    "backward": "Backward",
-    "backward_output": "Backward from the output",
-    "backward_bits": "Backward from bits (dropout: where the mask is drawn again)",
-}
-HEAD = """\
-# The CUDA kernels in instructions
-
-This page says what the machine code of the kernels tells about their speed. Nothing on this page
-was timed. `make cuda ARGS="--arch all --markdown"` writes the page, here with {release}.
-
-The tables at the end count the instructions that a thread executes for each element in the main
-loop, for sm_90 and sm_100. They follow the cheapest way: whole, aligned tiles, the penalty on the
-activation (on a dropped output it takes one or two more), backward without L2 (which takes up to
-two more), forward without leaving bits. In brackets: what the busiest part of a multiprocessor
-needs for them, as a share of the time in which the memory of an H200 (sm_90) or a B200 (sm_100)
-moves the element's bytes. Below 100 % memory is the limit. For an H100 the shares are 0.7 times
-those of the H200.
-
-| GPU | multiprocessors | clock | memory |
-|---|---|---|---|
-{gpus}
-
-The numbers are those of the datasheets. The datasheets do not give the clock of the B200: 1.965 GHz
-is what others report, and was not checked here. The lanes of sm_100 are taken to be those of sm_90.
-"""
-EXPECTATION = """\
-The expected time for 2^26 elements: the larger of the memory's time and the time of the busiest
-part of a multiprocessor, whose share of the memory's time is in brackets. The column "memory" is
-the time for the bytes at the speed of the datasheet; a copy reaches about 90 % of that speed. So a
-kernel whose share is below 90 % should take as long as a copy of the same bytes. A measurement of
-more than 1.15 times a copy's time contradicts this page.
-"""
-BLOCKS = """\
-Registers; the blocks of 256 threads that a multiprocessor holds at a time by its registers; and the
-instructions that a block executes once, before its first wide load and after its last wide store.
-The ranges are over the activations. The first step of a block also reads the seed, the offset and
-the penalty's gradient, while its wide loads are under way: those instructions are not counted. A
-launch has as many blocks as are resident, so a block of a large tensor pays this once for many
-tiles. In forward, "after" has the sum over the block and one atomic operation, which also orders
-the blocks' sums: no fence stands beside it. Without a penalty there is neither.
-"""
-COMPATIBILITY = """\
-Checked without a GPU:
-- nvcc 13.0 compiles everything for sm_80, sm_90, sm_100 and sm_120 without a warning.
-- ptxas of CUDA 12.6 assembles the kernels of relu and gelu in float16 for sm_80, sm_86, sm_89 and
-  sm_90, and ptxas of CUDA 12.8 for sm_86, sm_100 and sm_120. nvcc 13.0 wrote their PTX, whose
-  version number was lowered. One of the 70 results spills, four bytes.
-
-Not tried:
-- nvcc of CUDA 12.6 and 12.8 as a whole. Expected to work: the sources use nothing newer than 12.0.
-  nvcc 12.6 does not know Blackwell: the driver then makes the code from the PTX of 9.0, at the
-  first use of each dtype.
-- GPUs of 8.6, 8.9, 10.3 and 12.1. They run the code for sm_80, sm_100 and sm_120. float64 is slow
-  on 8.6, 8.9 and 12.x: such a multiprocessor has two lanes for it.
-- Any GPU at all: the tests execute the kernels' source on an emulated device.
-"""
+    return rendered(
+        ROOT / "tools" / "cuda_kernels.md.j2",
+        release=re.findall(r"release ([\d.]+)", run(NVCC, "--version"))[0],
+        gpus=table(["GPU", "multiprocessors", "clock", "memory"], gpus),
+        expectations=expectations(kernels),
+        architectures={GPUS[gpu].architecture: gpu for gpu in ("H200", "B200")},
+        titles=TITLES,
+        blocks=partial(blocks, kernels),
+        instructions=partial(instructions, kernels),
+    )
 
 
 def main() -> int:
@@ -361,8 +311,7 @@ def main() -> int:
             f"{sum(bool(k.faults()) for k in found)} failed"
         )
     if arguments.markdown:
-        release = re.findall(r"release ([\d.]+)", run(NVCC, "--version"))[0]
-        (ROOT / "docs" / "cuda_kernels.md").write_text(markdown(kernels, f"nvcc {release}"))
+        (ROOT / "docs" / "cuda_kernels.md").write_text(page(kernels))
     return 1 if bad or not kernels else 0
 
 

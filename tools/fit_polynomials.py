@@ -1,30 +1,29 @@
 """Fit the polynomials of the vectorised elementary functions and print them as C++ tables.
 
-The kernels need exp, expm1, log1p and the normal tail without branches or table look-ups, in float
-and in double:
+    python tools/fit_polynomials.py > csrc/core/coefficients.h    # needs numpy and mpmath
+
+The kernels compute exp, expm1, log1p and the normal tail without branches and look-up tables:
 
     expm1    m(r) = r + r^2 P(r),           r = (x - k hi) - k lo,   |r| <= ln2/2
     log1p    u - s (u - z L(z)),            s = u / (2 + u), z = s^2, 0 <= u <= 1
     tail     Q(z) = exp(-z^2/2) N(z)/D(z),  0 <= z <= 14.5 (float) or 39 (double)
 
-and shorter ones for results of 11 bits, from exp2 and 1/x, which are instructions of a GPU:
+and results of 11 bits from exp2 and 1/x, which are instructions of a GPU:
 
     exp2     E(r),                          -1/2 <= r <= 1/2
     expm1    x + x^2 P(x),                  -1/2 <= x <= 0
     log1p    u L(u),                        0 <= u <= 1
     tail     exp(-z^2/2) t T(t),            t = 1 / (1 + p z), 0 <= z <= 14.5
 
-The last fit weighs errors by what a result of 11 bits shows of them: an eighth where z Q(z) is no
-normal number of float16 any more, and 1000 times at z = 0.7518, where Q(z) = -z Q'(z). There
-gelu's slope at -z, the difference of the two, is 0, and any error would be all of it.
+The last fit weighs an error by what a result of 11 bits shows of it: an eighth where z Q(z) is no
+normal number of float16, and 1000 times at z = 0.7518, where Q(z) = -z Q'(z): gelu's slope at -z is
+their difference, 0, so that any error is all of it.
 
-Each fit minimises the greatest relative error by Lawson's reweighted least squares, and the tail by
-the same on N - D tail = 0, reweighted by the last D. Coefficients are rounded to the format one by
-one, lowest degree first, the others being fitted again after each. They are printed highest degree
-first, as Horner's rule uses them; the error beside a table is that of the rounded coefficients in
-exact arithmetic, relative to 2^-24 (float) or 2^-53 (double), the least relative size of an ulp.
-
-Needs numpy and mpmath:  python tools/fit_polynomials.py > csrc/core/coefficients.h
+Each fit minimises the greatest relative error by Lawson's reweighted least squares. The tail's fit
+does so for N - D tail = 0, with the last D in the weights. Coefficients are rounded one by one, the
+lowest degree first; after each the remaining ones are fitted again. Tables have the highest degree
+first, for Horner's rule. The error beside a table is that of the rounded coefficients in exact
+arithmetic, relative to 2^-24 (float) or 2^-53 (double).
 """
 
 import numpy as np
@@ -97,13 +96,20 @@ def lawson(columns, target, weights, known=(), rounds=40):
     return best
 
 
-def fit(columns, target, weights, kind, known=()):
-    """The rounded coefficients, and their greatest weighted error."""
+def show_fit(name, kind, columns, target, weights, known=()):
+    """Print the rounded coefficients, and their greatest weighted error."""
     current = lawson(columns, target, weights, known)
     answer = list(known)
     while len(answer) < len(columns):
         answer.append(rounded(solve(columns, target, current, answer)[len(answer)], kind))
-    return answer, abs(weights * (target - np.array(answer) @ columns)).max()
+    show(name, kind, answer, abs(weights * (target - np.array(answer) @ columns)).max())
+
+
+def show_expm1(kind, degree, xs):
+    """Fit and print expm1."""
+    ms = np.array([mp.expm1(x) for x in xs])
+    target, weights = (ms - xs) / xs**2, xs**2 / abs(ms)
+    show_fit("kExpm1", kind, powers(xs, degree), target, weights, [HALF])
 
 
 def denominator(zs, values, degree, kind):
@@ -150,8 +156,7 @@ def show_tail(kind, degree):
     zs, values = tail_points(LIMIT[kind])
     bottom = denominator(zs, values, degree + 1, kind)
     values = values * (np.array(bottom) @ powers(zs, degree + 1))
-    columns = powers(zs, degree)
-    show("kTailTop", kind, *fit(columns, values, 1 / values, kind, [HALF]))
+    show_fit("kTailTop", kind, powers(zs, degree), values, 1 / values, [HALF])
     show("kTailBottom", kind, bottom)
 
 
@@ -161,15 +166,11 @@ def show_short():
     print("template <>\nstruct Coefficients<Short<float>> {")
     rs = grid(-HALF, HALF)
     values = np.array([mpf(2) ** r for r in rs])
-    show("kExp2", "float", *fit(powers(rs, exp2_degree), values, 1 / values, "float", [mpf(1)]))
-    xs = grid(-HALF, -(mpf(10) ** -12))
-    ms = np.array([mp.expm1(x) for x in xs])
-    columns = powers(xs, exp_degree)
-    show("kExpm1", "float", *fit(columns, (ms - xs) / xs**2, xs**2 / abs(ms), "float", [HALF]))
+    show_fit("kExp2", "float", powers(rs, exp2_degree), values, 1 / values, [mpf(1)])
+    show_expm1("float", exp_degree, grid(-HALF, -(mpf(10) ** -12)))
     us = grid(mpf(10) ** -12, mpf(1))
     slopes = np.array([mp.log1p(u) / u for u in us])
-    columns = powers(us, log_degree)
-    show("kLog1p", "float", *fit(columns, slopes, 1 / slopes, "float", [mpf(1)]))
+    show_fit("kLog1p", "float", powers(us, log_degree), slopes, 1 / slopes, [mpf(1)])
     zs, values = tail_points(LIMIT["float"])
     p = rounded(mpf(SHORT_P), "float")
     sizes = [
@@ -182,7 +183,7 @@ def show_short():
     slack = np.append(slack, mpf(10) ** -3)
     columns = powers(1 / (1 + p * zs), tail_degree + 1, 1)
     print(f"  static constexpr float kTailScale = {literal(p, 'float')};")
-    show("kTail", "float", *fit(columns, values, 1 / values / slack, "float"))
+    show_fit("kTail", "float", columns, values, 1 / values / slack)
     print("};")
 
 
@@ -196,16 +197,11 @@ def main():
             print(f"  static constexpr {kind} kLn2{name} = {literal(part, kind)};")
 
         end = mp.ln2 / 2 * mpf("1.001")
-        xs = grid(-end, end)
-        ms = np.array([mp.expm1(x) for x in xs])
-        columns = powers(xs, exp_degree)
-        show("kExpm1", kind, *fit(columns, (ms - xs) / xs**2, xs**2 / abs(ms), kind, [HALF]))
-
+        show_expm1(kind, exp_degree, grid(-end, end))
         roots = root(grid(mpf(10) ** -12, mpf(1) / 9))
         logs = 2 * np.array([mp.atanh(s) for s in roots])
         values, weights = (logs / roots - 2) / roots**2, roots**3 / logs
-        show("kLog1p", kind, *fit(powers(roots**2, log_degree), values, weights, kind))
-
+        show_fit("kLog1p", kind, powers(roots**2, log_degree), values, weights)
         show_tail(kind, tail_degree)
         print("};")
     show_short()

@@ -1,20 +1,19 @@
 """Build, test, sanitize and time the CUDA kernels on this machine's GPU: make gpu-check.
 
-Needs no network: the running Python has PyTorch, pytest and ninja, and CUDA's toolkit is there.
-All ends before --minutes are over: each step has a share of what is left, and what hangs is
-killed. Where calls are limited to ten minutes, make two, in this order:
+Needs no network, but PyTorch, pytest and ninja in the running Python, and CUDA's toolkit.
+Everything ends within --minutes: each step has a share of the time left, and programs that hang are
+killed. On a machine that limits a command to ten minutes, run two commands, in this order:
 
     --steps build tests sanitizers
     --steps build timing
 
-The results are one JSON file, saved after every part. Whole logs, one for each step, lie beside
+The results are one JSON file, saved after every part. The whole logs, one for each step, are beside
 --output, or in build/. Exits with 1 if a part failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -30,17 +29,17 @@ import torch
 SELF = Path(__file__).resolve()
 ROOT = SELF.parents[1]
 sys.path.insert(0, str(ROOT))
-# What they import need not be built yet.
+# These modules import nothing that is still to be built.
+import gpu_budgets  # noqa: E402
 from gpu_jobs import Job, excerpt, run_all, start, stop  # noqa: E402
-from gpu_report import held_to_budgets, ratios, table  # noqa: E402
 
 from benchmarks import machine, results  # noqa: E402
 
 STEPS = ["build", "tests", "sanitizers", "timing"]
 SANITIZERS = ["memcheck", "racecheck", "synccheck", "initcheck"]
-PROGRAMS = [sys.executable, str(SELF.with_name("gpu_programs.py"))]
-# The numbers first; then what may take all memory, alone; what starts compilers comes last.
-SWEEP = "every_float"  # its slow tests have their time here, most of a minute on an H100
+SMOKE = "cuda_smoke"  # runs after the build, and under the sanitizers
+# First the numbers; then, alone, what may take all memory; last what starts compilers.
+SWEEP = "every_float"  # with its slow tests: most of a minute on an H100
 NUMBERS = (
     f"forward backward {SWEEP} every_half specials penalty kept layouts dropout alignment".split()
 )
@@ -48,17 +47,10 @@ ALONE = ["cuda", "cuda_graphs"]
 LAST = "in_place autograd checkpoint compile cuda_compile".split()
 RESERVE = 10.0  # seconds for the report
 SHOWN = 2000  # characters of a failed part's output, on the screen
-COUNTERS = [
-    "gpu__time_duration.sum",
-    "dram__throughput.avg.pct_of_peak_sustained_elapsed",
-    "sm__issue_active.avg.pct_of_peak_sustained_elapsed",
-    "sm__warps_active.avg.pct_of_peak_sustained_active",
-    "launch__registers_per_thread",
-]
 
 
 def default_path(here: dict[str, Any], steps: list[str]) -> Path:
-    """In results/ only the timings of a GPU: a rehearsal is none."""
+    """Only the timings of a GPU belong into results/."""
     slug = re.sub(r"\W+", "-", here["name"].lower()).strip("-")
     if here["device"] == "cpu":
         return ROOT / "build" / "gpu-check-rehearsal.json"
@@ -71,7 +63,7 @@ def phases() -> list[list[str]]:
     for path in sorted((ROOT / "tests").glob("test_*.py")):
         if re.search(r"\bdevice: str\b|\bdefault_device\b|mark\.cuda\b", path.read_text()):
             found.append(path.stem.removeprefix("test_"))
-    special = {*NUMBERS, *ALONE, *LAST}
+    special = {SMOKE, *NUMBERS, *ALONE, *LAST}
     others = [name for name in found if name not in special]
     return [[n for n in phase if n in found] for phase in (NUMBERS, ALONE, others + LAST)]
 
@@ -86,7 +78,7 @@ class Check:
         self.path: Path = options.output or default_path(here, steps)
         self.logs: Path = options.output or ROOT / "build" / self.path.name
         self.logs.parent.mkdir(parents=True, exist_ok=True)
-        self.results = results.collect(here, " ".join(["python", *sys.argv]), "gpu", [], {})
+        self.results = results.collect(here, " ".join(["python", *sys.argv]), "gpu", [], [])
         self.results["steps"] = []
         self.step = ""
         self.timed, self.fill_log = self.beside("timed.json"), self.beside("fill.log")
@@ -133,9 +125,9 @@ class Check:
         built = self.run([Job("build", command, environment)], 0.6 * self.left())
         if built != ["ok"]:
             raise SystemExit("nothing to test: the build did not end well")
-        # An error is reported where it happens, not at some later call.
-        smoke = [*PROGRAMS, "smoke", "--device", self.options.device]
-        self.run([Job("smoke", smoke, {"CUDA_LAUNCH_BLOCKING": "1"})], 0.25 * self.left())
+        # An error is then reported by the call that causes it, not by some later call.
+        smoke = replace(self.test(SMOKE), environment={"CUDA_LAUNCH_BLOCKING": "1"})
+        self.run([smoke], 0.25 * self.left())
 
     def test(self, name: str) -> Job:
         command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "--durations=10"]
@@ -143,8 +135,7 @@ class Check:
         selected = "cuda" if self.options.device == "cuda" else "not cuda"
         selected, shows = (selected, ["-s"]) if name == SWEEP else (f"{selected} and not slow", [])
         command += ["-m", selected, *shows, f"tests/test_{name}.py"]
-        environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        return Job(name, command, environment, may_be_cut_off=name == SWEEP)
+        return Job(name, command, may_be_cut_off=name == SWEEP)
 
     def tests(self) -> None:
         share = self.left() * (0.65 if "sanitizers" in self.steps else 1.0)
@@ -163,25 +154,19 @@ class Check:
             return
         jobs = []
         for tool in SANITIZERS:
-            command = [sanitizer, "--tool", tool, "--error-exitcode", "1"]
-            command += ["--print-limit", "20"]
-            # Errors of calls are exceptions already, and PyTorch causes some on purpose.
+            command = [sanitizer, "--tool", tool, "--error-exitcode", "1", "--print-limit", "20"]
+            # Failed calls raise exceptions already, and PyTorch causes some on purpose.
             command += ["--report-api-errors", "no"] if tool == "memcheck" else []
-            # Each tensor is an allocation of its own then, and what lies behind it nobody's.
+            # Each tensor is then an allocation of its own, with nothing behind it.
             environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-            jobs.append(Job(tool, [*command, *PROGRAMS, "smoke"], environment))
+            smoke = [*self.test(SMOKE).command, "-o", "faulthandler_timeout=0"]
+            jobs.append(Job(tool, [*command, *smoke], environment))
         share = 0.5 if "timing" in self.steps else 1.0
         self.run(jobs, share * self.left(), len(jobs))
 
     def timing_command(self, *more: str) -> list[str]:
-        options = self.options
         command = [sys.executable, "-m", "benchmarks", "--preset", "gpu"]
-        command += ["--device", options.device, *more]
-        for name in ("sizes", "activations", "dtypes", "rounds"):
-            if values := getattr(options, name):
-                values = values if isinstance(values, list) else [values]
-                command += [f"--{name}", *map(str, values)]
-        return command
+        return [*command, "--device", self.options.device, *more, *self.options.timing.split()]
 
     def start_filling(self) -> None:
         """Compile the rivals: they need memory, so not beside the tests, but no quiet."""
@@ -198,8 +183,8 @@ class Check:
         outcome = {None: "cut off", 0: "ok"}.get(self.filling.poll(), "incomplete")
         stop([self.filling])
         self.note("compilers", outcome, time.monotonic() - begun, self.fill_log.read_text())
-        limit = max(self.left() - (60 if self.options.ncu else 0), 1.0)
-        seconds = max(limit - 25, 1.0)  # in the rest it begins, and ends by itself
+        limit = self.left()
+        seconds = max(limit - 25, 1.0)  # the rest is for its start and its end
         more = ("--no-fill", "--seconds", str(seconds), "--json", str(self.timed))
         self.timed.unlink(missing_ok=True)
         try:
@@ -210,22 +195,6 @@ class Check:
                 results.save(self.results, self.path)
         self.timed.unlink(missing_ok=True)
         self.fill_log.unlink(missing_ok=True)
-        if self.options.ncu:
-            self.profile()
-
-    def profile(self) -> None:
-        """Some counters of the kernel that is slowest by the floor."""
-        floors = [r for r in ratios(results.rows(self.results)) if r["rival"] == "floor"]
-        ncu = machine.cuda_program("ncu")
-        if ncu is None or not floors:
-            self.note("ncu", "skipped", 0.0, "no ncu was found, or nothing was timed")
-            return
-        worst = max(floors, key=lambda row: row["ratio"])
-        command = [ncu, "--kernel-name", f"{worst['direction']}_kernel", "--launch-skip", "1"]
-        command += ["--launch-count", "1", "--clock-control", "none"]
-        command += ["--metrics", ",".join(COUNTERS), *PROGRAMS, "once"]
-        command += [json.dumps({axis: worst[axis] for axis in self.results["groups"][0]["case"]})]
-        self.run([Job("ncu", command)], self.left())
 
     def all_steps(self) -> None:
         for step in STEPS:
@@ -237,16 +206,15 @@ class Check:
                 getattr(self, step)()
 
     def report(self) -> int:
-        self.results["budgets"] = held_to_budgets(results.rows(self.results))
+        self.results["budgets"] = gpu_budgets.held_to_budgets(self.results)
         results.save(self.results, self.path)
         steps, wrong = self.results["steps"], results.wrong(self.results)
         bad = ("failed", "timed out", "not run")
         failed = [s["step"] for s in steps if s["outcome"] in bad]
         if "timing" in self.steps:
-            print(f"\n{table(self.results['budgets'])}\n")
+            print(f"\n{gpu_budgets.shown(self.results['budgets'])}\n")
             print(f"{len(self.results['left_out'])} cases were not measured in time")
-            what = "were not timed, as they failed or differ from float64"
-            print(f"{len(wrong)} {what}", *wrong[:20], sep="\n")
+            print(f"{len(wrong)} failed or differ from float64:", *wrong[:20], sep="\n")
         print(f"results: {self.path}")
         print(f"failed: {', '.join(failed)}" if failed else "no step failed")
         return 1 if failed else 0
@@ -265,11 +233,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="results/gpu-<device>.json")
     parser.add_argument("--steps", nargs="+", choices=STEPS, help="all of them, on a GPU")
     parser.add_argument("--tests", nargs="+", metavar="NAME", help="only tests/test_NAME.py")
-    parser.add_argument("--ncu", action="store_true", help="profile the slowest kernel as well")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu rehearses")
-    for axis in ("sizes", "activations", "dtypes"):
-        parser.add_argument(f"--{axis}", nargs="+", help="of the timing; see python -m benchmarks")
-    parser.add_argument("--rounds", type=int)
+    more = "options of python -m benchmarks for the timing, in quotes"
+    parser.add_argument("--timing", default="", metavar="OPTIONS", help=more)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no GPU here; --device cpu rehearses")

@@ -1,4 +1,4 @@
-"""Programs that run for a limited time, some of them side by side. For gpu_check.py."""
+"""Runs programs for a limited time, some of them side by side. For gpu_check.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import IO, Any
 TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parent
 KEPT = 6000  # characters of a program's output
-NO_TESTS = 5  # what pytest then returns
+NO_TESTS = 5  # pytest's exit code if no test was selected
 Process = subprocess.Popen[bytes]
 Done = Callable[[str, str, float, str], None]  # name, outcome, seconds, output
 
@@ -26,14 +26,15 @@ class Job:
     name: str
     command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
-    may_be_cut_off: bool = False  # what matters most comes first in it
+    may_be_cut_off: bool = False  # it does first what matters most
 
 
 def start(job: Job, log: IO[Any]) -> Process:
-    """Start a program in a group of its own, to be ended with all that it starts."""
+    """Start a program in a process group of its own, with which `stop` ends it."""
     paths = [str(ROOT), str(TOOLS), os.environ.get("PYTHONPATH")]
     path = os.pathsep.join(filter(None, paths))
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **job.environment}
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **job.environment}
     return subprocess.Popen(
         job.command,
         cwd=ROOT,
@@ -46,7 +47,7 @@ def start(job: Job, log: IO[Any]) -> Process:
 
 
 def stop(processes: Sequence[Process]) -> None:
-    """Interrupt as by Ctrl-C, so that they say what they found; kill what does not end."""
+    """Interrupt programs as Ctrl-C does, so that they report; kill those that do not end."""
     running = [process for process in processes if process.poll() is None]
     for process in running:
         process.send_signal(signal.SIGINT)
@@ -54,16 +55,16 @@ def stop(processes: Sequence[Process]) -> None:
     for process in running:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(deadline - time.monotonic(), 0))
-    for process in processes:  # what an ended program started may run still
+    for process in processes:  # children of an ended program may still run
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
     for process in running:
-        with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for a driver stays
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a hanging driver cannot be killed
             process.wait(5)
 
 
 class Running:
-    """A job that was started; its output goes to a file without a name."""
+    """A job that was started. Its output goes to a temporary file."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.begun = job, time.monotonic()
@@ -88,7 +89,7 @@ def run_all(jobs: Sequence[Job], deadline: float, at_once: int, done: Done) -> N
             time.sleep(0.05)
             for ended in [one for one in running if one.process.poll() is not None]:
                 running.remove(ended)
-                stop([ended.process])  # what it has left behind
+                stop([ended.process])  # and its children
                 ended.finish(done)
     finally:
         stop([one.process for one in running])
@@ -99,7 +100,7 @@ def run_all(jobs: Sequence[Job], deadline: float, at_once: int, done: Done) -> N
 
 
 def excerpt(output: str, kept: int = KEPT) -> str:
-    """The first failure, which later ones may come of, and the end."""
+    """The first failure, which may cause the later ones, and the end."""
     if len(output) <= kept:
         return output
     first = output.find("FAILURE ")

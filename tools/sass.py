@@ -1,21 +1,20 @@
-"""What a CUDA kernel executes for each element, read off its machine code (SASS).
+"""Reads the machine code (SASS) of a CUDA kernel: what it executes for each element.
 
-A way through the loop over the steps of a whole tile is a cycle in the control flow that has all
-the 128-bit loads and a 128-bit store on it.
+The main loop over whole tiles is found as the shortest cycle in the control flow with all 128-bit
+loads and a 128-bit store on it.
 """
 
 from __future__ import annotations
 
-import heapq
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, NamedTuple
 
 Pipes = dict[str, tuple[int, str]]
 
-# How many of the slots in which a scheduler could issue an instruction one of these keeps its pipe
-# busy, which takes 128 / (lanes for each clock of a multiprocessor) of them: the throughputs of
-# compute capability 9.0 in "Arithmetic Instructions" of the CUDA C++ Programming Guide.
+# Pipe: how many issue slots of a scheduler an instruction keeps it busy, and which instructions use
+# it. Slots = 128 / (lanes of a multiprocessor), by the throughputs of compute capability 9.0 in
+# "Arithmetic Instructions" of the CUDA C++ Programming Guide.
 PIPES: Pipes = {
     "issue": (1, ""),
     "fma": (1, r"FADD|FMUL|FFMA|HADD2|HMUL2|HFMA2|IMAD"),
@@ -29,7 +28,7 @@ PIPES: Pipes = {
     "double": (2, r"DADD|DMUL|DFMA|DSETP|DMNMX"),
     "shuffle": (4, r"SHFL"),
 }
-# 8.0 has half as many lanes for floating point, 12.0 two for doubles; 10.0 is taken to be as 9.0.
+# 8.0 has half the lanes for floating point, 12.0 two for doubles. 10.0 is assumed to be like 9.0.
 PIPES_OF: dict[str, Pipes] = {
     "sm_80": {**PIPES, "fma": (2, PIPES["fma"][1]), "double": (4, PIPES["double"][1])},
     "sm_120": {**PIPES, "double": (64, PIPES["double"][1])},
@@ -49,12 +48,12 @@ Body = list[Instruction]
 
 
 def count(body: Body, pattern: str) -> int:
-    """Return how many instructions are called so."""
+    """Return how many instructions match the pattern."""
     return sum(re.match(pattern, i.name) is not None for i in body)
 
 
 def busiest(body: Body, architecture: str) -> tuple[int, str]:
-    """Return the pipe that takes most slots, and how many."""
+    """Return the slots of the pipe that takes most of them, and its name."""
     pipes = PIPES_OF.get(architecture, PIPES)
     opcodes = [i._replace(name=i.name.split(".")[0]) for i in body]
     return max((slots * count(opcodes, names), pipe) for pipe, (slots, names) in pipes.items())
@@ -87,7 +86,7 @@ def _successors(body: Body) -> list[list[int]]:
         assert found, instruction
         return index[int(found[1], 16)]
 
-    meeting: dict[str, set[int]] = {}  # where the threads that wait at a barrier register go on
+    meeting: dict[str, set[int]] = {}  # where threads continue that waited at a barrier register
     for instruction in body:
         if instruction.name.startswith("BSSY"):
             register = instruction.operands.split(",")[0]
@@ -97,14 +96,14 @@ def _successors(body: Body) -> list[list[int]]:
         following = [i + 1] if i + 1 < len(body) else []
         conditional = instruction.guarded or re.match(r"!?U?P\d", instruction.operands)
         match instruction.name.split(".")[0]:
-            case "BRA" if instruction.name == "BRA.DIV":  # to where a divergent warp would go
+            case "BRA" if instruction.name == "BRA.DIV":  # only a divergent warp jumps
                 result.append(following)
             case "BRA":
                 result.append([target(instruction)] + (following if conditional else []))
-            case "BSYNC":  # most stand right before the place; a register serves several
+            case "BSYNC":  # usually the place is next; a register may serve several places
                 places = meeting.get(instruction.operands, {i + 1})
                 if i + 1 not in places and len(places) > 1:
-                    raise ValueError(f"where does {instruction} go on?")
+                    raise ValueError(f"unknown where {instruction} continues")
                 result.append([i + 1] if i + 1 in places else sorted(places))
             case "EXIT" | "RET" | "BRX":
                 result.append(following if conditional else [])
@@ -113,26 +112,59 @@ def _successors(body: Body) -> list[list[int]]:
     return result
 
 
-def main_loops(body: Body, loads: int) -> list[Body]:
-    """Return the ways with so many 128-bit loads and a 128-bit store, the cheapest first.
+def _shortest(
+    starts: Collection[Any], ends: Collection[Any], after: Callable[[Any], Iterable[Any]]
+) -> list[Any] | None:
+    """Return the shortest path from a start to an end, without the start; None if there is none."""
+    previous = dict.fromkeys(starts)
+    level = sorted(starts)
+    while level:
+        following = []
+        for state in level:
+            if state in ends:
+                path = []
+                while state not in starts:
+                    path.append(state)
+                    state = previous[state]
+                return path
+            for new in after(state):
+                if new not in previous:
+                    previous[new] = state
+                    following.append(new)
+        level = sorted(following)
+    return None
 
-    One for each place that has the stores.
+
+def main_loops(body: Body, loads: int) -> list[Body]:
+    """Return the cycles with so many 128-bit loads and a 128-bit store, the shortest first.
+
+    One cycle for each place that has the stores.
     """
     successors = _successors(body)
     wide = [(found := re.match(r"(LDG|STG)\S*\.128", i.name)) and found[1] for i in body]
+
+    def after(state: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        """State: an instruction, and the number of loads on the way there."""
+        for i in successors[state[0]]:
+            yield i, min(state[1] + (wide[i] == "LDG"), loads)
+
     cycles: list[list[int]] = []
     stores = [i for i, kind in enumerate(wide) if kind == "STG"]
     while stores:
-        if cycle := _shortest_cycle(successors, wide, stores[0], loads):
+        path = _shortest([(stores[0], 0)], [(stores[0], loads)], after) or []
+        cycle = sorted({i for i, _ in path})
+        if cycle and len(cycle) == len(path):  # else it is a second lap
             cycles.append(cycle)
+        else:
+            cycle = []
         stores = [store for store in stores[1:] if store not in cycle]
     return [[body[i] for i in cycle] for cycle in sorted(cycles, key=len)]
 
 
 def way(body: Body, begin: str, end: str, loop: Body) -> int:
-    """Return the fewest instructions from one that is called so to another.
+    """Return the fewest instructions from one that matches `begin` to one that matches `end`.
 
-    An instruction of the loop where the loop has one; an empty name is the kernel's start.
+    If the loop has such an instruction, it is that one. An empty pattern is the kernel's start.
     """
     successors = _successors(body)
     addresses = {instruction.address for instruction in loop}
@@ -143,36 +175,4 @@ def way(body: Body, begin: str, end: str, loop: Body) -> int:
         found = {i for i, instruction in enumerate(body) if re.match(name, instruction.name)}
         return {i for i in found if body[i].address in addresses} or found
 
-    distances = dict.fromkeys(places(begin), 0)
-    queue, ends = list(distances), places(end)
-    for i in queue:  # which grows
-        if i in ends:
-            return distances[i]
-        for j in successors[i]:
-            if j not in distances:
-                distances[j] = distances[i] + 1
-                queue.append(j)
-    return 0
-
-
-def _shortest_cycle(
-    successors: list[list[int]], wide: list[str | None], store: int, loads: int
-) -> list[int]:
-    """Return the shortest way from a store back to it with so many wide loads on it."""
-    start, end = (store, 0), (store, loads)  # and the number of loads on the way
-    previous: dict[tuple[int, int], tuple[int, int]] = {}
-    cost, queue = {start: 0}, [(0, start)]
-    while queue:
-        distance, state = heapq.heappop(queue)
-        if state == end:
-            path = []
-            while state in previous:
-                path.append(state[0])
-                state = previous[state]
-            return sorted(path) if len(set(path)) == len(path) else []  # no second lap
-        for i in successors[state[0]]:
-            after = (i, min(state[1] + (wide[i] == "LDG"), loads))
-            if distance + 1 < cost.get(after, distance + 2):
-                cost[after], previous[after] = distance + 1, state
-                heapq.heappush(queue, (distance + 1, after))
-    return []
+    return len(_shortest(places(begin), places(end), lambda i: successors[i]) or [])

@@ -1,11 +1,10 @@
 """Find the largest errors of the CPU's kernels by trying every float: make ulp.
 
-Writes docs/accuracy.md, which says what is measured. The package computes y and, backward from dy =
-1, dx = act'(x), from x or, where that is kept instead, from y, in the instruction set that
-ATEN_CPU_CAPABILITY names; tests/exact.cpp, a library, knows the truth and counts the errors. The
-2^32 bit patterns are cut into intervals, which processes of one thread each take. All of them are
-tried in the best instruction set (or the one that is named), and every 17th in those below it and
-by PyTorch.
+Writes docs/accuracy.md, which explains what is measured. The package computes y and, for dy = 1,
+dx = act'(x), in the instruction set that ATEN_CPU_CAPABILITY names. tests/exact.cpp, a library,
+computes the truth and counts the errors. Processes of one thread each take intervals of the 2^32
+bit patterns. The best instruction set (or the named one) gets all of them; the other instruction
+sets and PyTorch get every 17th.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from tools import ulp_report
 
 ROOT = Path(__file__).parents[1]
 SOURCE, LIBRARY = ROOT / "tests" / "exact.cpp", ROOT / "build" / "ulp" / "exact.so"
-CHUNK, TASK = 2**18, 2**26  # patterns: what stays in the caches, and what a process takes at a time
+CHUNK, TASK = 2**18, 2**26  # patterns: those that fit into the caches, and those of one task
 BENT = range(0x3A800000, 0x43000000)  # patterns of 2^-10 to 2^7, where activations bend
-SPECIAL = 0x7F800000  # infinity's, and from there on those of NaN
-STRIDE = 17  # odd, so that the last bits are any
+SPECIAL = 0x7F800000  # infinity's pattern; the larger ones are NaN
+STRIDE = 17  # odd, so that all last bits occur
 POINTS = 2**20  # of float64
 OTHER_DTYPES = (torch.float64, *table.HALF_TYPES)
 
@@ -52,12 +51,12 @@ class Format(ctypes.Structure):
 
 
 class Found(NamedTuple):
-    """In values or in slopes."""
+    """The errors of values or of slopes."""
 
     worst: float = 0.0  # in ulps
-    at: float = 0.0  # for which x
-    nearest: int = 0  # how many are at most half an ulp off,
-    count: int = 0  # and of how many
+    at: float = 0.0  # the x with the worst error
+    nearest: int = 0  # how many are at most half an ulp off
+    count: int = 0  # how many were tried
 
     def __or__(self, other: Found) -> Found:
         worse = max(self, other, key=lambda found: found.worst)
@@ -74,7 +73,7 @@ def merged(a: Founds, b: Founds) -> Founds:
 class Task(NamedTuple):
     variant: dict[str, Any]
     is_eager: bool
-    of_output: bool  # the slopes as they are where backward has the output and not x
+    of_output: bool  # whether backward computes the slopes from y, not from x
     first: int
     stride: int
 
@@ -84,7 +83,7 @@ def build() -> None:
     flags = "-std=c++17 -O3 -march=native -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror"
     command = [cpp_extension.get_cxx_compiler(), *flags.split(), "-shared", "-fPIC", str(SOURCE)]
     quad = ["-lquadmath"] if platform.machine().lower() in ("x86_64", "amd64") else []
-    new = LIBRARY.with_suffix(f".{os.getpid()}")  # another process may be loading the old one
+    new = LIBRARY.with_suffix(f".{os.getpid()}")  # another process may load the old one meanwhile
     subprocess.run([*command, "-o", str(new), *quad], check=True)
     new.replace(LIBRARY)
 
@@ -125,13 +124,13 @@ def ones(n: int, dtype: torch.dtype) -> Tensor:
 def measure(
     variant: dict[str, Any], x: Tensor, got: tuple[Tensor, Tensor], least: float = 0.0
 ) -> Founds:
-    """The errors of values and slopes, for x that are finite, in ulps of their dtype.
+    """The errors of values and slopes in ulps of their dtype, for finite x.
 
-    What is less than `least` has no smaller ulps than that.
+    A truth smaller than `least` has the ulp of `least`.
     """
     info = torch.finfo(x.dtype)
     form = Format(max(info.smallest_normal, least), 2.0 ** round(math.log2(info.max) - 1), info.eps)
-    wide = x.dtype if x.dtype == torch.float64 else torch.float32  # has all numbers of a half type
+    wide = x.dtype if x.dtype == torch.float64 else torch.float32  # it holds every half number
     tensors = [tensor.to(wide).contiguous() for tensor in (x, *got)]
     name, parameters = parameters_of(variant)
     errors = (Error * 2)()
@@ -149,7 +148,7 @@ def measure(
 
 
 def measure_slopes(variant: dict[str, Any], x: Tensor, got: tuple[Tensor, Tensor]) -> Founds:
-    """The errors of slopes, of at most 1, in ulps and in ulps of 1."""
+    """The errors of slopes that are at most 1, in ulps and in ulps of 1."""
     return measure(variant, x, got)[1], measure(variant, x, got, least=1.0)[1]
 
 
@@ -165,8 +164,7 @@ def measure_chunk(task: Task, first: int) -> Founds:
     if first % 2**31 + CHUNK <= SPECIAL:
         return measured(variant, x, got)
     finite, nan = x.isfinite(), x.isnan()
-    # What NaN and the infinities give is the matter of tests/test_specials.py; here, that all NaN
-    # give the same.
+    # tests/test_specials.py checks NaN and the infinities. Here: all NaN give the same.
     of_nan = results(variant, False, torch.tensor([math.nan]), of_output=of_output)
     for result, one in zip(got, of_nan, strict=True):
         if not is_eager and not result[nan].isclose(one, 0, 0, equal_nan=True).all():
@@ -175,7 +173,7 @@ def measure_chunk(task: Task, first: int) -> Founds:
 
 
 def sweep(task: Task) -> tuple[Founds, Founds]:
-    """The errors in an interval of patterns; and of these, where activations bend."""
+    """The errors in an interval of patterns, and among them those where activations bend."""
     whole = bent = (Found(), Found())
     for first in range(task.first, task.first + TASK, CHUNK):
         founds = measure_chunk(task, first)
@@ -185,7 +183,7 @@ def sweep(task: Task) -> tuple[Founds, Founds]:
 
 
 def inputs(dtype: torch.dtype) -> Tensor:
-    """Of the half types all finite numbers; of float64 as table.random_inputs, and any exponent."""
+    """All finite numbers of a half type; random numbers of float64."""
     if dtype != torch.float64:
         every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
         return every[every.isfinite()]
@@ -206,16 +204,16 @@ def single_threaded() -> None:
 
 
 def output_tells(variant: dict[str, Any]) -> bool:
-    """Whether backward has the output and not x, without penalties and dropout."""
+    """Whether backward computes from y, not from x, without penalties and dropout."""
     return _C.kept(torch.float32, *parameters_of(variant), 0.0, False, 0.0, 0.0) == "output"
 
 
 def run(
     text: str, capability: str, is_eager: bool, stride: int, *, of_output: bool = False
 ) -> list[ulp_report.Row]:
-    """The activations with that text in their names, computed in one instruction set."""
+    """Measure the activations with that text in their names, in one instruction set."""
     os.environ["ATEN_CPU_CAPABILITY"] = capability.lower()
-    context = multiprocessing.get_context("spawn")  # processes that read the environment again
+    context = multiprocessing.get_context("spawn")  # its processes read the environment again
     rows = []
     with ProcessPoolExecutor(os.cpu_count(), context, single_threaded) as workers:
         for variant in (v for v in table.PLAIN if text in v["activation"]):
@@ -241,8 +239,8 @@ def run(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-k", metavar="TEXT", default="", help="only the activations named so")
-    parser.add_argument("--stride", metavar="N", type=int, default=1, help="only every N-th float")
+    parser.add_argument("-k", metavar="TEXT", default="", help="print activations named so")
+    parser.add_argument("--stride", metavar="N", type=int, default=1, help="print every N-th float")
     only, stride = vars(parser.parse_args()).values()
     build()
     sets = _C.build_info()["instruction_sets"]
@@ -254,9 +252,7 @@ def main() -> None:
         run(only, best, True, STRIDE * stride, of_output=True),
     )
     text = ulp_report.page(ours, run(only, best, True, STRIDE * stride), of_output)
-    if only:
-        text = ulp_report.updated(ulp_report.PATH.read_text(), text)
-    if stride == 1:
+    if not only and stride == 1:
         ulp_report.PATH.write_text(text)
     else:
         print(text)
