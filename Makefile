@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 CUDA_TORCH ?= 2.14.1
 CUDA_ARCH_LIST ?= 9.0
 CXX ?= g++
-FUZZ ?= 5
+MINUTES ?= 5
 ARGS ?=
 
 RUN := .venv/bin/python
@@ -88,8 +88,10 @@ gpu-check:  ## build, test, sanitize and time on a GPU, with the PyTorch that $(
 mutate: .venv/built  ## plant faults and see the tests catch them
 	$(RUN) tools/mutate.py $(ARGS)
 
-fuzz: .venv/built  ## run random programs, FUZZ=5 times as many as the tests (ARGS="--hypothesis-seed 1")
-	FUZZ=$(FUZZ) $(RUN) -m pytest tests/test_programs.py $(ARGS)
+fuzz: .venv/built  ## run random programs, other ones in each round, until MINUTES are over
+	end=$$(($$(date +%s) + 60 * $(MINUTES))); status=0; \
+	while FUZZ=1 $(RUN) -m pytest tests/test_programs.py $(ARGS) || status=1; \
+	[ $$(date +%s) -lt $$end ]; do :; done; exit $$status
 
 ulp: .venv/built  ## try every float, and write the largest errors to docs/accuracy.md
 	$(RUN) -m tools.ulp $(ARGS)
