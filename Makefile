@@ -9,7 +9,8 @@ MINUTES ?= 5
 ARGS ?=
 
 RUN := .venv/bin/python
-PYTEST := $(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal
+SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist worksteal
+PYTEST := $(RUN) -m pytest $(SIDE_BY_SIDE)
 READY := .venv/ready-torch-$(TORCH)
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 FORMATTED := $(shell find csrc tests \( -name '*.h' -o -name '*.cpp' -o -name '*.cu*' \) 2>/dev/null)
@@ -63,7 +64,7 @@ sanitize: build/sanitize/test_core  ## run the torch-free C++ under the address 
 	$<
 
 emulate: .venv/built  ## run the tests on the CUDA kernels, executed on the CPU: no GPU needed
-	$(RUN) tools/emulate.py $(ARGS)
+	$(RUN) tools/emulate.py $(SIDE_BY_SIDE) $(ARGS)
 
 cuda: $(READY)  ## compile the CUDA kernels by nvcc alone and read their machine code: no GPU needed
 	$(RUN) tools/cuda_report.py $(ARGS)
@@ -74,7 +75,7 @@ cuda-torch: build/cuda-torch/.venv  ## build everything against a PyTorch for CU
 	cd build/cuda-torch && .venv/bin/python -m pytest tests/test_fake_cuda.py tests/test_doctor.py $(ARGS)
 
 check-all: test-all lint sanitize  ## before a release: all tests, faults, GPUs and floats; hours
-	$(RUN) tools/emulate.py --all
+	$(RUN) tools/emulate.py $(SIDE_BY_SIDE) --all
 	$(RUN) tools/mutate.py --all
 	$(RUN) tools/cuda_report.py --arch all
 	$(RUN) -m tools.ulp

@@ -51,7 +51,6 @@ def main() -> int:
         copy = Copy(Path(folder), EMULATION)
         ignored = [f"--ignore=tests/test_{name}.py" for name in OTHERS]
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *ignored]
-        command += ["-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
         environment = {**ENVIRONMENT, "PYTHONPATH": folder}
         return subprocess.run([*command, *sys.argv[1:]], cwd=copy.path, env=environment).returncode
 
