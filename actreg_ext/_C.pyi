@@ -19,6 +19,7 @@ def forward(
     l1: float,
     l2: float,
     reduction: str,
+    keep_input: bool = False,
 ) -> _Output:
     """Compute the operator and return (output, penalty) as `type`, a named tuple.
 
@@ -35,6 +36,7 @@ def forward_(
     l1: float,
     l2: float,
     reduction: str,
+    keep_input: bool = False,
 ) -> Tensor:
     """Overwrite x with the output and return the penalty.
 
@@ -49,8 +51,27 @@ def kept(
     on_output: bool,
     l1: float,
     l2: float,
+    keep_input: bool = False,
 ) -> str:
     """Return what is kept for the backward: "input", "output", "bits" or "nothing"."""
+
+def inject(y: Tensor, scale: Tensor, divisor: float) -> bool:
+    """Make y's backward add the penalty's gradient, times scale / divisor.
+
+    Returns False if y is not the output of a forward operator.
+    """
+
+class LoosePenalty:
+    """A penalty that does not keep its graph alive."""
+
+    def get(self) -> Tensor | None:
+        """Return the penalty with its graph; None if the graph is gone."""
+
+def loosen(penalty: Tensor) -> LoosePenalty | None:
+    """Make a penalty loose; None if its node may have made the penalty alone."""
+
+def is_freed(penalty: Tensor) -> bool | None:
+    """Whether a backward has freed the graph of the penalty's forward; None: unknown."""
 
 def activations() -> dict[str, dict[str, float | None]]:
     """Return {name: {parameter: default}} in registry order; None: the caller must give it."""

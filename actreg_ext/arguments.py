@@ -14,14 +14,35 @@ import torch
 from torch import Tensor, nn
 
 from . import _C, errors
-from .torch_activations import ACTIVATIONS
+from .known import accepted_classes, described
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 PENALTY_ON = ("activation", "output")
+KEEP = ("auto", "input")
 REDUCTIONS = ("sum", "mean", "batch", "token")
 OPTIONS = {
-    "act_reg": ("activation", "l1", "l2", "p", "training", "penalty_on", "reduction", "seed"),
-    "ActReg": ("activation", "l1", "l2", "p", "penalty_on", "reduction"),
+    "act_reg": (
+        "activation",
+        "l1",
+        "l2",
+        "p",
+        "training",
+        "penalty_on",
+        "reduction",
+        "seed",
+        "keep",
+    ),
+    "ActReg": (
+        "activation",
+        "l1",
+        "l2",
+        "p",
+        "penalty_on",
+        "reduction",
+        "keep",
+        "inject",
+        "inplace",
+    ),
 }
 
 # The C++ registry: name -> {parameter: default}. A default of None: the caller must give a value.
@@ -51,6 +72,7 @@ def check(
     penalty_on: str,
     reduction: str,
     seed: int | Tensor | None,
+    keep: str = "auto",
 ) -> tuple[float, float, float]:
     """Check all arguments of `act_reg` except the activation; return l1, l2 and p as floats."""
     check_input(input)
@@ -58,6 +80,7 @@ def check(
         raise TypeError(f"training must be True or False, but got {errors.shown(training)}")
     choice("penalty_on", penalty_on, PENALTY_ON)
     choice("reduction", reduction, REDUCTIONS)
+    choice("keep", keep, KEEP)
     if seed is not None:
         check_seed(seed)
     return coefficient("l1", l1), coefficient("l2", l2), probability(p)
@@ -80,14 +103,17 @@ def resolve(
     """Return the registry's name of an activation and all its parameters, in registry order.
 
     Args:
-        activation: a name or an activation module of torch.nn.
+        activation: a name or an activation module of a class that known.py lists.
         given: the parameters that the caller gave by keyword.
         taker: "act_reg" or "ActReg": whose options an error lists.
     """
     if isinstance(activation, nn.Module):
         if given:
             raise errors.parameters_of_module(activation, given)
-        activation, given = _from_module(activation)
+        found = described(activation)
+        if found is None:
+            raise errors.unknown_module(activation, accepted_classes())
+        activation, given = found
     if not isinstance(activation, str) or activation not in DEFAULTS:
         raise errors.not_one_of("activation", activation, DEFAULTS)
     if activation == "gelu" and "approximate" in given:  # as in torch
@@ -114,17 +140,6 @@ def resolve(
             values = errors.listed(dict(zip(defaults, parameters, strict=True)))
             raise ValueError(f"{activation}: {accepted}, but got {values}")
     return activation, parameters
-
-
-def _from_module(module: nn.Module) -> tuple[str, dict[str, Any]]:
-    """Return the name and parameters of an instance of a torch.nn class, not of a subclass."""
-    if type(module) is nn.GELU:
-        return "gelu", {"approximate": module.approximate}
-    for name, (_, kind) in ACTIVATIONS.items():
-        if type(module) is kind:
-            return name, {parameter: getattr(module, parameter) for parameter in DEFAULTS[name]}
-    kinds = [kind.__name__ for _, kind in ACTIVATIONS.values() if kind is not None]
-    raise errors.unknown_module(module, kinds)
 
 
 def _parameter(activation: str, name: str, value: object) -> float:
@@ -195,6 +210,13 @@ def rng_state(seed: int | Tensor, x: Tensor) -> Tensor:
         signed = seed - 2**64 if seed >= 2**63 else seed  # the same 64 bits
         state = torch.ops.actreg.rng_state(x, None, signed)
     return state
+
+
+def flag(argument: str, value: object) -> bool:
+    """Return the value; raise TypeError unless it is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument} must be True or False, but got {errors.shown(value)}")
+    return value
 
 
 def choice(argument: str, value: str, accepted: tuple[str, ...]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 # What other libraries, or other parts of torch, call our names: their name -> our name.
-OTHER_NAMES = {"swish": "silu", "avg": "mean", "dropout": "p", "generator": "seed"}
+OTHER_NAMES = {"avg": "mean", "dropout": "p", "generator": "seed"}
 
 
 def not_one_of(argument: str, value: object, accepted: Iterable[str]) -> ValueError | TypeError:

@@ -1,31 +1,26 @@
-"""The operator as a function: check the arguments, then make one call into C++.
+"""The operator as a function: check the arguments, then let dispatch.py make the call.
 
-Under tracing (torch.compile, torch.export) the call is one registered operator of torch.ops.
 No maths here: reference.py says what is computed.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from . import _C, arguments, ops
-from .arguments import PENALTY_ON, READY, REDUCTIONS, check, check_input, resolve, rng_state
-from .reference import ActRegOutput, composite, draw, memory_order
+from . import _C, arguments, dispatch
+from .arguments import PENALTY_ON, READY, REDUCTIONS, check, resolve
+from .dispatch import needs_input, run, run_in_place
+from .reference import ActRegOutput
 
 __all__ = ["ActRegOutput", "act_reg", "act_reg_", "activations", "dropout_mask"]
 
-_DEVICES = {"cpu", "meta"} | ({"cuda"} if _C.build_info()["cuda"] else set())
-_warned: set[str] = set()
-# Plain names instead of attributes: a call takes about one microsecond, so each look-up counts.
-_forward = _C.forward
 _INF = math.inf
 
 
@@ -40,6 +35,7 @@ def act_reg(
     penalty_on: str = "activation",
     reduction: str = "mean",
     seed: int | Tensor | None = None,
+    keep: str = "auto",
     **activation_parameters: float | str,
 ) -> ActRegOutput:
     r"""Compute an activation, its L1 and L2 penalties and dropout in one pass over the input.
@@ -77,10 +73,11 @@ def act_reg(
     nothing          l1 = l2 = 0: identity
     1 bit per        l2 = 0: relu, relu6, hardsigmoid, threshold, hardtanh with min_val >= 0
     element          l1 = l2 = 0: leaky_relu, hardtanh, hardshrink, softshrink
-    the output       p = 0: identity, relu, relu6, hardshrink; in float32 and float64 also sigmoid,
-                     logsigmoid, tanh, softplus, leaky_relu, hardtanh, softshrink
-                     p > 0 and penalty_on="output": identity, relu; in float32 and float64 also
-                     leaky_relu
+    the output       p = 0: relu; in float32 and float64 also sigmoid, tanh
+                     keep="auto", with a penalty, p = 0: identity, relu6, hardshrink; in float32
+                     and float64 also logsigmoid, softplus, leaky_relu, hardtanh, softshrink
+                     keep="auto", with penalty_on="output", p > 0: identity, relu; in float32 and
+                     float64 also leaky_relu
     the input        everything else
     ===============  ==============================================================================
 
@@ -88,6 +85,8 @@ def act_reg(
     about 17 (in float64 about 37; the default is 20), the activation "threshold" with l1 and a
     threshold below 0, leaky_relu with a penalty and a negative_slope below 0. The repr of
     `nn.ActReg` shows what is kept. A kept output must not be modified in place before the backward.
+    With keep="input" the output is kept only where torch's own activation keeps it too, so that
+    code which may modify the activation's output in place may modify this output too.
 
     Shapes: the input may have any shape. A dense input (contiguous, transposed, channels_last)
     keeps its memory order; any other input is copied to a contiguous one first. The output has the
@@ -110,6 +109,8 @@ def act_reg(
             `torch.manual_seed` sets. An int in [-2^63, 2^64 - 1] is the seed itself, with offset 0.
             An int64 tensor [seed, offset] gives a different mask for each offset; to capture a CUDA
             graph, the tensor must be on the GPU.
+        keep: "auto" keeps the output for the backward where the table says so. "input" keeps the
+            input there, unless torch's own activation keeps the output.
         **activation_parameters: parameters of an activation given by name, named as in torch.
 
     Returns:
@@ -148,6 +149,7 @@ def act_reg(
             penalty_on=penalty_on,
             reduction=reduction,
             seed=seed,
+            keep=keep,
             **activation_parameters,
         )
     if not (  # the cheapest tests that accept the usual call; `check` examines any other call
@@ -160,79 +162,37 @@ def act_reg(
         and penalty_on in PENALTY_ON
         and reduction in REDUCTIONS
         and seed is None
+        and keep == "auto"
         and isinstance(input, Tensor)
     ):
-        l1, l2, p = check(input, l1, l2, p, training, penalty_on, reduction, seed)
+        l1, l2, p = check(input, l1, l2, p, training, penalty_on, reduction, seed, keep)
     if not training:
         p = 0.0
     if type(activation) is str and not activation_parameters and activation in READY:
         parameters = READY[activation]
     else:
         activation, parameters = resolve(activation, activation_parameters)
-    if is_dynamo_compiling() or not (input.is_cpu or input.device.type in _DEVICES):
-        check_input(input)
-        call = (input, activation, parameters, l1, l2, p, penalty_on, reduction, seed)
-        if input.device.type not in _DEVICES:
-            return _without_kernel(*call)
-        return _traced(*call)
-    try:
-        state = None if seed is None or p == 0.0 else rng_state(seed, input)
-        on_output = penalty_on == "output"
-        return _forward(
-            ActRegOutput, input, state, activation, parameters, p, on_output, l1, l2, reduction
-        )
-    except Exception:
-        check_input(input)  # raises for a bad input, with a better text than the operator's
-        raise
+    return run(
+        input, activation, parameters, l1, l2, p, penalty_on, reduction, seed, keep == "input"
+    )
 
 
-def _traced(
-    x: Tensor,
-    activation: str,
-    parameters: tuple[float, ...],
-    l1: float,
-    l2: float,
+def output_and_sums(
+    input: Tensor,
+    activation: str | nn.Module,
+    *,
     p: float,
+    training: bool,
     penalty_on: str,
-    reduction: str,
-    seed: int | Tensor | None,
-) -> ActRegOutput:
-    """Call the operator under Dynamo, that is, in torch.compile and in a strict torch.export.
-
-    The seed comes from torch.randint, and the operator itself draws nothing. The reason is that
-    AOTAutograd merges two equal calls of a custom random operator, so two layers would have the
-    same mask. It never merges calls of torch's own random operators.
-
-    l1 and l2 multiply the sums outside the operator: a float argument of an operator would compile
-    again for each new value. The operator only gets which of them are 0.
-
-    The operator is used without dropout too: it takes 0.4 to 0.8 of the time of the code that
-    torch.compile makes of `reference.composite`, for 2^22 elements (python -m benchmarks --places
-    call --sizes 2^22).
-    """
-    state = None
-    if p > 0:
-        state = draw(x.device) if seed is None else rng_state(seed, x)
-    # 1 for a penalty that is on, 0 for one that is off: with fewer penalties the operator may keep
-    # less for the backward. None: both are on, and the operator returns both sums.
-    on = None if l1 and l2 else [1.0, 0.0] if l1 else [0.0, 1.0] if l2 else [0.0, 0.0]
-    on_output, order = penalty_on == "output", memory_order(x)
-    output, sums = ops.forward(x, state, activation, parameters, p, on_output, on, reduction, order)
-    penalty = l1 * sums[0] + l2 * sums[1] if on is None else (l1 or l2) * sums
-    return ActRegOutput(output, penalty)
-
-
-def _without_kernel(x: Tensor, *rest: Any) -> ActRegOutput:
-    """Compute the reference in plain PyTorch, and warn once for each type of device."""
-    device = x.device.type
-    if device not in _warned and not is_compiling():
-        _warned.add(device)
-        warnings.warn(
-            f"actreg_ext has no kernel for {device} tensors in this build, so plain PyTorch "
-            f"is used: same results, but slower (`python -m actreg_ext doctor` says why)",
-            stacklevel=3,
-        )
-    return composite(x, *rest)
+    keep: str,
+    **activation_parameters: float | str,
+) -> tuple[Tensor, Tensor]:
+    """Return the output of `act_reg` and the tensor {sum |t|, sum t^2}, for a record."""
+    _, _, p = check(input, 0.0, 0.0, p, training, penalty_on, "sum", None, keep)
+    name, parameters = resolve(activation, activation_parameters)
+    return dispatch.output_and_sums(
+        input, name, parameters, p if training else 0.0, penalty_on, keep == "input"
+    )
 
 
 def act_reg_(
@@ -309,36 +269,14 @@ def act_reg_(
         return handle_torch_function(act_reg_, (input,), input, activation, **options)
     l1, l2, p = check(input, l1, l2, p, training, penalty_on, reduction, seed)
     name, parameters = resolve(activation, activation_parameters)
-    needs_grad = input.requires_grad and torch.is_grad_enabled()
-
-    def through_a_copy() -> ActRegOutput:
-        # A copy of the input goes to act_reg, because the backward may need what is overwritten.
-        # The copy has the input's memory order, so it has the same mask.
-        layout = torch.preserve_format if memory_order(input) else torch.contiguous_format
-        output, penalty = act_reg(input.clone(memory_format=layout), activation, **options)
-        return ActRegOutput(input.copy_(output), penalty)
-
-    if is_compiling():
-        return through_a_copy()
     if not training:
         p = 0.0
-    on_output = penalty_on == "output"
-    if needs_grad and _C.kept(input.dtype, name, parameters, p, on_output, l1, l2) == "input":
+    if not is_compiling() and needs_input(input, name, parameters, l1, l2, p, penalty_on):
         raise RuntimeError(
             f"act_reg_: with these penalties and this p, the gradient of {name!r} in {input.dtype} "
             f"needs the input, which would be overwritten; use act_reg"
         )
-    if (
-        input.device.type not in _DEVICES
-        or input.is_neg()
-        or (needs_grad and input._is_view())
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-    ):
-        return through_a_copy()
-    state = None if seed is None or p == 0 else rng_state(seed, input)
-    penalty = _C.forward_(input, state, name, parameters, p, on_output, l1, l2, reduction)
-    return ActRegOutput(input, penalty)
+    return run_in_place(input, name, parameters, l1, l2, p, penalty_on, reduction, seed)
 
 
 def dropout_mask(

@@ -1,60 +1,46 @@
 """The operator as a module: `ActReg` stores its penalty until `collect_penalty` takes it.
 
-No maths here: functional.py does the work.
+Who owns a stored penalty is in pending.py. No maths here: functional.py does the work.
 """
 
 from __future__ import annotations
 
-import contextlib
+import sys
 import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
+from torch.overrides import has_torch_function_unary
 
-from . import _C, arguments
-from .functional import act_reg
+from . import _C, arguments, dispatch, functional, settings
+from .collection import collect_penalty, discard_penalty
+from .injection import Injection, inject_penalty
+from .pending import Forward, PenaltyModule, Pending, World, is_repeated_by_checkpoint
+from .records import MODULES, recorded, stack, watch
+from .reference import ActRegOutput, denominator
+from .settings import Ready
+from .torch_activations import ACTIVATIONS
 
-__all__ = ["ActReg", "collect_penalty"]
+__all__ = ["ActReg", "collect_penalty", "discard_penalty"]
 
-_MANY = 1000  # forwards without collect_penalty before a warning: their graphs fill the memory
 _LOST = (
-    "ActReg: reentrant checkpointing loses the penalty. The forward ran under torch.no_grad() and "
-    "again in the backward pass, as torch.utils.checkpoint does with use_reentrant=True, so its "
-    "penalty cannot be part of the loss. Call checkpoint(..., use_reentrant=False)."
+    "ActReg: the penalty of this forward is lost. The forward runs inside a backward pass, as "
+    "torch.utils.checkpoint lets it with use_reentrant=True, so its penalty cannot be part of the "
+    "loss. Call checkpoint(..., use_reentrant=False), or ActReg(inject=True)."
 )
-_ESCAPED = (
-    "collect_penalty: an ActReg ran inside a function transformed by torch.func (vmap, grad, ...), "
-    "and the transform has ended. The penalty has no meaning outside of the transform, so it was "
-    "dropped. Call collect_penalty inside that function."
+_SCRIPT = (
+    "torch.jit.script cannot compile ActReg, which is written in Python and calls an operator with "
+    "a random state: use torch.jit.trace(model.eval(), example) or torch.export.export"
 )
+_forward = _C.forward
+_is_grad_enabled = torch.is_grad_enabled
+_is_tracing = torch._C._is_tracing
+_graph_task = torch._C._current_graph_task_id
 
 
-class _Pending:
-    """The penalties of one module's forwards that `collect_penalty` has not taken yet."""
-
-    def __init__(self) -> None:
-        self.penalty: Tensor | None = None
-        self.forwards = 0
-        self.compiled = False  # compiled code has added to the penalty
-        self.lost = False  # nothing is pending, and the last training forward was under no_grad
-
-    def add(self, penalty: Tensor) -> None:
-        """Add to one running sum: torch.compile would compile again for each length of a list."""
-        if self.penalty is not None:
-            penalty = self.penalty.to(penalty.device) + penalty
-        self.penalty = penalty
-
-    def take(self) -> Tensor | None:
-        """Return the sum, or None if there is none, and clear it."""
-        penalty, self.penalty = self.penalty, None
-        if not is_compiling():
-            self.forwards = 0
-        return penalty
-
-
-class ActReg(nn.Module):
+class ActReg(PenaltyModule):
     r"""An activation with dropout and L1 and L2 penalties, which `collect_penalty` adds up.
 
     `forward` returns y, of the shape and dtype of x, and stores the penalty::
@@ -71,7 +57,12 @@ class ActReg(nn.Module):
     Each forward in training mode with gradients enabled adds its penalty to the sum that
     `collect_penalty(model)` returns. A forward in eval mode, under `torch.no_grad()` or in an
     exported program adds nothing. A forward that activation checkpointing repeats
-    (use_reentrant=False) counts once.
+    (use_reentrant=False) counts once. With inject=True there is nothing to collect: the backward
+    adds the penalty's gradient itself.
+
+    In eval mode a traced or exported module (torch.export, torch.onnx, torch.jit.trace) is the
+    activation of torch alone, so the program runs without this package. With dropout in training
+    mode the program holds the operator `actreg::forward`, and needs the package.
 
     Old checkpoints: the module has no parameters and no buffers. In an `nn.Sequential`, put
     `nn.Identity()` in the place of the `nn.Dropout`; then the other layers keep their names, and a
@@ -85,8 +76,8 @@ class ActReg(nn.Module):
     example, or `keeps=output (half: input)` if float16 and bfloat16 keep something else.
 
     Args:
-        activation: a name from `actreg_ext.activations()`, or an activation module of torch.nn such
-            as `nn.LeakyReLU(0.2)`, of which only the parameters are used.
+        activation: a name from `actreg_ext.activations()`, or an activation module such as
+            `nn.LeakyReLU(0.2)` or one of Hugging Face's, of which only the parameters are used.
         l1: factor of sum |t|; finite, at least 0. The attributes l1, l2 and p may be changed at
             any time.
         l2: factor of sum t^2, without a factor 1/2; finite, at least 0.
@@ -94,6 +85,13 @@ class ActReg(nn.Module):
         penalty_on: "activation" (t = act(x), before dropout) or "output" (t = y, after dropout).
         reduction: the divisor D. "mean": the number of elements; "batch": size(0); "token": the
             number of elements / size(-1); "sum": 1.
+        keep: "auto" or "input": what the backward keeps, as in `act_reg`. With "input", and without
+            a penalty, code that may modify the activation's output in place may modify this
+            module's output too.
+        inject: True: the backward through the output adds the penalty's gradient, and the training
+            loop stays as it is. See `actreg_ext.set_injection_scale`.
+        inplace: True: overwrite the input, as nn.ReLU(inplace=True) does. If the backward needs the
+            input, the module copies it first.
         **activation_parameters: parameters of an activation given by name, named as in torch.
 
     Raises:
@@ -110,6 +108,9 @@ class ActReg(nn.Module):
         tensor(1.5000)
     """
 
+    # What `convert` has replaced by this module, for `revert`; in a tuple, so that it is no child.
+    _original: tuple[Any, ...] = ()
+
     def __init__(
         self,
         activation: str | nn.Module = "relu",
@@ -118,6 +119,9 @@ class ActReg(nn.Module):
         p: float = 0.0,
         penalty_on: str = "activation",
         reduction: str = "mean",
+        keep: str = "auto",
+        inject: bool = False,
+        inplace: bool = False,
         **activation_parameters: float | str,
     ) -> None:
         super().__init__()
@@ -129,7 +133,13 @@ class ActReg(nn.Module):
         self.p = arguments.probability(p)
         self.penalty_on = arguments.choice("penalty_on", penalty_on, arguments.PENALTY_ON)
         self.reduction = arguments.choice("reduction", reduction, arguments.REDUCTIONS)
-        self._pending = _Pending()
+        self.keep = arguments.choice("keep", keep, arguments.KEEP)
+        self.inject = arguments.flag("inject", inject)
+        self.inplace = arguments.flag("inplace", inplace)
+        self._injection = Injection()
+        self._pending = Pending()
+        self._ready: Ready | None = None
+        MODULES.add(self)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return y, and store the penalty for `collect_penalty`.
@@ -140,188 +150,172 @@ class ActReg(nn.Module):
         Returns:
             y, of the shape and dtype of x.
         """
-        output, penalty = act_reg(
-            input,
-            self.activation,
-            l1=self.l1,
-            l2=self.l2,
-            p=self.p,
-            training=self.training,
-            penalty_on=self.penalty_on,
-            reduction=self.reduction,
-            seed=None,
-            **self.activation_parameters,
-        )
-        if self.training and (self.l1 or self.l2):
-            self._keep(penalty)
+        if is_compiling() or has_torch_function_unary(input):
+            return self._forward_overridden(input)
+        ready = self._ready
+        if ready is None or ready.given != self.activation_parameters:
+            ready = settings.prepare(self)
+        training = self.training
+        if (
+            self.inplace
+            or watch.is_on
+            or _is_tracing()
+            or not isinstance(input, Tensor)
+            or not (input.is_cpu or input.device.type in dispatch.DEVICES)
+        ):
+            return self._forward_in_any_mode(input, ready)
+        p = ready.p if training else 0.0
+        if p == 0.0 and not training and ready.name == "identity":
+            return input
+        try:
+            made = _forward(ActRegOutput, input, None, ready.name, ready.parameters, p, *ready.rest)
+        except Exception:
+            arguments.check_input(input)  # raises for a bad input, with a better text
+            raise
+        output, penalty = made
+        if training and ready.has_penalty:
+            if self.inject:
+                return inject_penalty(self._injection, output, penalty)
+            self._store(penalty)
         return output
 
-    def _keep(self, penalty: Tensor) -> None:
-        pending = self._pending
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; forward will check it."""
+        if name in settings.NAMES:
+            self.__dict__["_ready"] = None
+        super().__setattr__(name, value)
+
+    def _forward_overridden(self, input: Tensor) -> Tensor:
+        """Run forward where torch.compile traces it, or a mode or a subclass of Tensor sees it.
+
+        The attributes are read as they are: numbers that vary stay symbolic in a compiled program.
+        """
+        if _is_proxy(input):
+            return _leaf(self, input)
+        training = self.training
+        if not training and not watch.is_on:
+            if self.activation == "identity":
+                return input
+            if dispatch.is_exporting():
+                return self._plain(input)
+        output, penalty, sums = self._run(input, self.activation_parameters)
+        return self._finish(output, penalty, sums)
+
+    def _forward_in_any_mode(self, input: Tensor, ready: settings.Ready) -> Tensor:
+        """Run forward in place, traced by torch.jit, for a record, or without a kernel."""
+        arguments.check_input(input)
+        training, name = self.training, ready.name
+        p = ready.p if training else 0.0
+        if not training and not watch.is_on:
+            if name == "identity":
+                return input
+            if dispatch.is_exporting():
+                return self._plain(input)
+        if watch.wants_sums:
+            return self._finish(*self._run(input, ready.given))
+        _, l1, l2, reduction, keep_input = ready.rest
+        call = (input, name, ready.parameters, l1, l2, p, self.penalty_on, reduction, None)
+        if self.inplace:
+            output, penalty = dispatch.run_in_place(*call)
+        else:
+            output, penalty = dispatch.run(*call, keep_input)
+        return self._finish(output, penalty, None)
+
+    def _plain(self, input: Tensor) -> Tensor:
+        """Compute the activation with operators of torch alone, for an exported program."""
+        name, parameters = arguments.resolve(self.activation, self.activation_parameters, "ActReg")
+        output = ACTIVATIONS[name][0](input, *parameters)
+        return input.copy_(output) if self.inplace else output
+
+    def _run(
+        self, input: Tensor, parameters: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return output, penalty and, if a record wants them, the sums."""
+        options: dict[str, Any] = dict(penalty_on=self.penalty_on, keep=self.keep, **parameters)
+        options |= dict(p=self.p, training=self.training)
+        sums = None
+        if watch.wants_sums:  # the sums do not depend on l1 and l2
+            output, sums = functional.output_and_sums(input, self.activation, **options)
+            penalty = (self.l1 * sums[0] + self.l2 * sums[1]) / denominator(input, self.reduction)
+        else:
+            options |= dict(l1=self.l1, l2=self.l2, reduction=self.reduction)
+            output, penalty = functional.act_reg(input, self.activation, **options)
+        return (input.copy_(output) if self.inplace else output), penalty, sums
+
+    def _finish(self, output: Tensor, penalty: Tensor, sums: Tensor | None) -> Tensor:
+        counts = self.training and bool(self.l1 or self.l2)
+        if counts and self.inject:
+            output = inject_penalty(self._injection, output, penalty)
+        if watch.is_on or (counts and not self.inject):
+            self._store(penalty, sums)
+        return output
+
+    def _store(self, penalty: Tensor, sums: Tensor | None = None) -> None:
+        """Store the penalty of a forward: in the module's list, and in the records."""
+        counts = self.training and _is_grad_enabled() and bool(self.l1 or self.l2)
+        counts = counts and not self.inject
         if is_compiling():
             # Nothing is stored in an exported program: collect_penalty cannot be called on it.
-            # This reads the flag, because torch.compiler.is_exporting() is also true inside
-            # torch.compile before torch 2.13.
-            if torch.is_grad_enabled() and not torch.compiler._is_exporting_flag:
-                pending.add(penalty)
-                pending.compiled = True
+            if not torch.compiler._is_exporting_flag and (counts or watch.is_on):
+                self._pending.add_compiled(penalty, sums, counts)
             return
-        in_backward = torch._C._current_graph_task_id() != -1
-        if not torch.is_grad_enabled():
-            if not in_backward:
-                pending.lost = pending.penalty is None
-        elif in_backward:  # activation checkpointing repeats a forward that was already counted
-            if pending.lost:
-                raise RuntimeError(_LOST)
-        else:
-            pending.lost = False
-            if pending.penalty is not None and _has_escaped(pending.penalty):
-                pending.penalty = None
-            pending.add(penalty)
-            pending.forwards += 1
-            if pending.forwards == _MANY:
-                _warn_uncollected()
+        if counts:
+            if _graph_task() != -1:
+                if not is_repeated_by_checkpoint():
+                    raise RuntimeError(_LOST)
+                return  # activation checkpointing repeats a forward that was already counted
+            forward = self._pending.add(penalty)
+        elif watch.is_on and stack.records:
+            if not (self.training and _is_grad_enabled()):
+                penalty = penalty.detach()
+            forward = Forward(penalty, None, World.current())
+        if watch.is_on and stack.records:
+            forward.sums = sums
+            recorded(self, forward)
 
     def extra_repr(self) -> str:
         """Return the activation, every option that is not its default, and what backward keeps."""
-        parameters = ", ".join(f"{k}={v}" for k, v in self.activation_parameters.items())
-        shown = [f"{self.activation}({parameters})" if parameters else self.activation]
-        shown += [
-            f"{name}={getattr(self, name)}" for name in ("l1", "l2", "p") if getattr(self, name)
-        ]
-        if self.penalty_on != "activation":
-            shown.append(f"penalty_on={self.penalty_on}")
-        if self.reduction != "mean":
-            shown.append(f"reduction={self.reduction}")
-        # An attribute that was set to a bad value must not break the repr: forward raises for it.
-        with contextlib.suppress(TypeError, ValueError):
-            shown.append(f"keeps={self._kept()}")
-        return ", ".join(shown)
-
-    def _kept(self) -> str:
-        """Return what the backward keeps for float32, and for the other dtypes that differ."""
-        kept, *others = (
-            _C.kept(
-                dtype,
-                self.activation,
-                tuple(self.activation_parameters.values()),
-                self.p if self.training else 0.0,
-                self.penalty_on == "output",
-                self.l1,
-                self.l2,
-            )
-            for dtype in (torch.float32, torch.float64, torch.float16)
-        )
-        differing = [
-            f"{name}: {other}"
-            for name, other in zip(("float64", "half"), others, strict=True)
-            if other != kept
-        ]
-        return f"{kept} ({', '.join(differing)})" if differing else kept
+        return settings.shown(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for copy and pickle: all but the pending penalty, which has a graph."""
-        return {**self.__dict__, "_pending": _Pending()}
+        """Return the state for copy and pickle, without what belongs to a step or to a loop."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        for name in ("_pending", "_injection", "_ready"):
+            state.pop(name)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a state from __getstate__; the copy has no pending penalty."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._injection = Injection()
+        self._pending = Pending()
+        self._ready = None
+        MODULES.add(self)
+
+    def __prepare_scriptable__(self) -> Any:
+        """Refuse torch.jit.script, which calls this."""
+        raise RuntimeError(_SCRIPT)
 
     def _replicate_for_data_parallel(self) -> Any:
-        """Give a replica of nn.DataParallel, which exists for one forward, its own pending sum."""
+        """Give a replica of nn.DataParallel, which exists for one forward, its own list."""
         replica = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
-        replica._pending = _Pending()
-        if self.training and (self.l1 or self.l2):
+        replica._pending = Pending()
+        if self.training and (self.l1 or self.l2) and not self.inject:
             warnings.warn(
                 "ActReg: the penalties of nn.DataParallel's replicas cannot be collected; use "
-                "nn.parallel.DistributedDataParallel",
+                "nn.parallel.DistributedDataParallel, or ActReg(inject=True)",
                 stacklevel=2,
             )
         return replica
 
 
-def collect_penalty(model: nn.Module) -> Tensor:
-    """Return the sum of all penalties of `model` since the last call, and clear them.
-
-    Equivalent to adding the `penalty` of every `act_reg` call that the ActReg modules of `model`
-    have made; the sum is differentiable as these are. Call it once in each training step, after the
-    forward::
-
-        loss = criterion(model(x), target) + collect_penalty(model)
-        loss.backward()
-
-    Every forward counts once. A module that stands at two places of the model runs twice, so it
-    contributes two penalties.
-
-    The call removes the penalties from the modules, so their graphs are freed together with the
-    loss. If you do not want the penalty of a training forward, still call `collect_penalty` after
-    that forward and ignore the result. Otherwise the penalty goes into the next step. An example is
-    a GAN: the generator's step runs the discriminator, but does not train it.
-
-    Inside a function that torch.func transforms (vmap, grad), call both the model and
-    `collect_penalty` in that function. `nn.DataParallel` is not supported, because the penalties of
-    its replicas are lost: use `nn.parallel.DistributedDataParallel`.
-
-    Args:
-        model: the model, or any part of it.
-
-    Returns:
-        A 0-d tensor on the device of the first penalty. If there is nothing to collect, the result
-        is 0 on the device of the model's first parameter (on the CPU if the model has none).
-
-    Raises:
-        TypeError: `model` is not an nn.Module.
-        RuntimeError: a forward ran inside a torch.func transform that has ended. All pending
-            penalties are dropped in this case.
-
-    Example:
-        >>> model = nn.Sequential(ActReg("relu", l1=1.0, reduction="sum"), ActReg("tanh"))
-        >>> y = model(torch.tensor([-1.0, 2.0]))
-        >>> collect_penalty(model), collect_penalty(model)
-        (tensor(2.), tensor(0.))
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
-    total: Tensor | None = None
-    stores = [module._pending for module in model.modules() if isinstance(module, ActReg)]
-    taken = [store.take() for store in stores]
-    penalties = [penalty for penalty in taken if penalty is not None]
-    if not is_compiling() and any(map(_has_escaped, penalties)):
-        raise RuntimeError(_ESCAPED)
-    for penalty in penalties:
-        total = penalty if total is None else total + penalty.to(total.device)
-    if total is None:
-        parameter = next(model.parameters(), None)
-        return torch.zeros((), device="cpu" if parameter is None else parameter.device)
-    if not is_compiling() and total.requires_grad and any(store.compiled for store in stores):
-        _forget_repeated(total, stores)
-    return total
+def _is_proxy(input: object) -> bool:
+    """Whether torch.fx.symbolic_trace traces the call."""
+    fx = sys.modules.get("torch.fx")
+    return fx is not None and isinstance(input, fx.Proxy)
 
 
-def _has_escaped(penalty: Tensor) -> bool:
-    """Whether the penalty belongs to a torch.func transform that has ended."""
-    level = torch._C._functorch.maybe_get_level(penalty)  # -1: of no transform; -2: of an ended one
-    return level != -1 and not 0 < level <= (torch._C._functorch.maybe_current_level() or 0)
-
-
-def _forget_repeated(total: Tensor, stores: list[_Pending]) -> None:
-    """Make the backward of `total` drop the penalties of the forwards that it repeats.
-
-    Activation checkpointing repeats forwards in the backward. In eager mode `ActReg._keep` sees
-    that and adds nothing. Compiled code cannot see it, so its penalties are dropped afterwards.
-    """
-
-    def at_start(_: Tensor) -> None:
-        penalties = [store.penalty for store in stores]
-
-        def at_end() -> None:
-            for store, penalty in zip(stores, penalties, strict=True):
-                store.penalty = penalty
-
-        torch.autograd.Variable._execution_engine.queue_callback(at_end)
-
-    total.register_hook(at_start)  # type: ignore[no-untyped-call]
-
-
-def _warn_uncollected() -> None:
-    warnings.warn(
-        f"ActReg: one module has run {_MANY} training forwards without collect_penalty(model), so "
-        f"their penalties and graphs fill the memory; call it in each step, or set l1 = l2 = 0",
-        stacklevel=6,  # the line that calls the module
-    )
+def _leaf(module: ActReg, input: Any) -> Any:
+    """Record the call as one of the module itself, as torch.fx does for the modules of torch.nn."""
+    tracer = input.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), {})

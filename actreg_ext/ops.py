@@ -106,7 +106,7 @@ def _slope_vmap(
     if size == 0:
         return torch.empty_like(_batched(x, in_dims[2], 0)), 0
     if p == 0 and in_dims[1] is None:  # elementwise, no mask: one call for all
-        reduction, order, *x_is_output = rest
+        reduction, order, *flags = rest
         if dy is not None:
             dy = _batched(dy, in_dims[0], size)
         x = _batched(x, in_dims[2], size)
@@ -114,7 +114,7 @@ def _slope_vmap(
             dpenalty = dpenalty.double() / denominator(x[0], reduction)
         order = [0, *(dim + 1 for dim in order)] if order else []
         attributes = (activation, parameters, p, on_output, coefficients, "sum", order)
-        return op(dy, dpenalty, x, None, *attributes, *x_is_output), 0
+        return op(dy, dpenalty, x, None, *attributes, *flags), 0
     tensors = (dy, dpenalty, x, rng_state)
     examples = zip(*[_each(t, in_dims[i], size) for i, t in enumerate(tensors)], strict=True)
     return torch.stack([op(*example, *arguments[4:]) for example in examples]), 0

@@ -65,6 +65,7 @@ def act_reg(
     penalty_on: str = "activation",
     reduction: str = "mean",
     seed: int | Tensor | None = None,
+    keep: str = "auto",
     **activation_parameters: float | str,
 ) -> ActRegOutput:
     """Compute y = where(keep, act(x) * s, 0) and (l1 * sum|t| + l2 * sum t^2) / D.
@@ -80,7 +81,7 @@ def act_reg(
         (tensor([0., 2., 3.]), tensor(2.5000))
     """
     name, parameters = resolve(activation, activation_parameters)
-    l1, l2, p = check(input, l1, l2, p, training, penalty_on, reduction, seed)
+    l1, l2, p = check(input, l1, l2, p, training, penalty_on, reduction, seed, keep)
     if not training:
         p = 0.0
     return composite(input, name, parameters, l1, l2, p, penalty_on, reduction, seed)
@@ -99,27 +100,59 @@ def composite(
 ) -> ActRegOutput:
     """Compute `act_reg` from arguments that are already checked."""
     size = denominator(x, reduction)
-    order = memory_order(x)
-    if not order:
-        x = x.contiguous()
-    function, _ = ACTIVATIONS[activation]
-    a = function(x, *parameters)
-    y = a
+    state = None
     if p > 0:
         state = draw(x.device) if seed is None else rng_state(seed, x)
-        kept = kept_of_65536(p)
-        keep = in_order(random16(state[0], state[1], x.numel()) < kept, x.shape, order)
-        # A select, not a product with a mask: 0 * inf would be NaN. The scale is computed from the
-        # integer threshold, not from p, so that the expected y is exactly a.
-        y = torch.where(keep, a * (65536 / max(kept, 1)), 0.0)
-    t = a if penalty_on == "activation" else y
-    t = t if t.dtype == torch.float64 else t.float()  # float16 sums would overflow
+    y, t = _output_and_t(x, activation, parameters, p, penalty_on, state)
     penalty = t.flatten()[:0].sum()  # 0, but part of the autograd graph even if l1 = l2 = 0
     if l1:  # a penalty with coefficient 0 is left out: 0 * inf would be NaN
         penalty = penalty + l1 * t.abs().sum() / size
     if l2:
         penalty = penalty + l2 * t.square().sum() / size
     return ActRegOutput(y, penalty)
+
+
+def output_and_composite_sums(
+    x: Tensor,
+    activation: str,
+    parameters: tuple[float, ...],
+    p: float,
+    penalty_on: str,
+    state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Compute y and {sum |t|, sum t^2}; `state` is {seed, offset} if p > 0."""
+    y, t = _output_and_t(x, activation, parameters, p, penalty_on, state)
+    return y, torch.stack((t.abs().sum(), t.square().sum()))
+
+
+def _output_and_t(
+    x: Tensor,
+    activation: str,
+    parameters: tuple[float, ...],
+    p: float,
+    penalty_on: str,
+    state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Compute y and t. t has the type in which sums are computed."""
+    order = memory_order(x)
+    if not order:
+        x = x.contiguous()
+    function, _ = ACTIVATIONS[activation]
+    a = function(x, *parameters)
+    y = a
+    if state is not None:
+        kept = kept_of_65536(p)
+        keep = in_order(random16(state[0], state[1], x.numel()) < kept, x.shape, order)
+        # A select, not a product with a mask: 0 * inf would be NaN. The scale is computed from the
+        # integer threshold, not from p, so that the expected y is exactly a.
+        y = torch.where(keep, a * (65536 / max(kept, 1)), 0.0)
+    t = a if penalty_on == "activation" else y
+    return y, t.to(accumulation_dtype(t))  # float16 sums would overflow
+
+
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of sums and of the penalty."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def denominator(x: Tensor, reduction: str) -> int:

@@ -24,6 +24,7 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], type[nn.Module] | None]] = {
     "gelu": (F.gelu, nn.GELU),
     "gelu_tanh": (lambda x: F.gelu(x, approximate="tanh"), None),  # nn.GELU(approximate="tanh")
     "silu": (F.silu, nn.SiLU),
+    "swish": (lambda x, beta: x * torch.sigmoid(beta * x), None),
     "mish": (F.mish, nn.Mish),
     "sigmoid": (torch.sigmoid, nn.Sigmoid),
     "logsigmoid": (F.logsigmoid, nn.LogSigmoid),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
-from actreg_ext import collect_penalty, functional, reference
+from actreg_ext import collect_penalty, dispatch, reference
 from actreg_ext.functional import act_reg
 from actreg_ext.nn import ActReg
 
@@ -326,9 +326,9 @@ def test_a_device_without_kernels_gets_the_reference(
     x = torch.randn(100, requires_grad=True)
     torch.set_default_device(None)  # as a mode it would be act_reg's caller
     expected = reference.act_reg(x, "elu", l1=0.5, p=0.5, seed=3, alpha=0.7)
-    monkeypatch.setattr(functional, "_DEVICES", frozenset({"meta"}))
-    monkeypatch.setattr(functional, "_warned", set())
-    # act_reg tests is_cpu before the device type; False makes it look at _DEVICES.
+    monkeypatch.setattr(dispatch, "DEVICES", frozenset({"meta"}))
+    monkeypatch.setattr(dispatch, "_warned", set())
+    # act_reg tests is_cpu before the device type; False makes it look at DEVICES.
     monkeypatch.setattr(Tensor, "is_cpu", False)
     with pytest.warns(UserWarning, match=f"no kernel for {default_device}") as caught:
         results = [act_reg(x, "elu", l1=0.5, p=0.5, seed=3, alpha=0.7) for _ in range(3)]

@@ -158,10 +158,27 @@ struct Silu : NoParameters {  // x * sigmoid(x)
   static constexpr const char* name = "silu";
   template <class T>
   ACTREG_HD Jet<T> operator()(T x) const {
-    const auto gate = math::sigmoid(x);
-    // s * (1 + x * (1 - s)) with s = sigmoid(x), written as s * (s + (1 - s) * (1 + x)): near the
-    // slope's zero at x = -1.28, the sum 1 + x is exact.
-    return {x * gate.value, gate.value * (gate.value + gate.complement * (T(1) + x))};
+    return of(x, x);
+  }
+  // x * sigmoid(z) and its slope, for z = beta * x.
+  template <class T>
+  ACTREG_HD static Jet<T> of(T x, T z) {
+    const auto gate = math::sigmoid(z);
+    // s * (1 + z * (1 - s)) with s = sigmoid(z), written as s * (s + (1 - s) * (1 + z)): near the
+    // slope's zero at z = -1.28, the sum 1 + z is exact.
+    return {x * gate.value, gate.value * (gate.value + gate.complement * (T(1) + z))};
+  }
+};
+
+struct Swish {  // x * sigmoid(beta x)
+  static constexpr const char* name = "swish";
+  double beta = 1;
+  static constexpr std::array<Parameter<Swish>, 1> parameters() {
+    return {{{"beta", &Swish::beta}}};
+  }
+  template <class T>
+  ACTREG_HD Jet<T> operator()(T x) const {
+    return Silu::of(x, x * T(beta));
   }
 };
 
@@ -293,8 +310,8 @@ struct Threshold {  // x for x > threshold, else value
 
 // The list. The only code that picks an activation from it is visit() in registry.h.
 using Activation =
-    std::variant<Identity, Relu, Relu6, LeakyRelu, Elu, Celu, Selu, Gelu, GeluTanh, Silu, Mish,
-                 Sigmoid, LogSigmoid, Tanh, Tanhshrink, Softplus, Softsign, Hardtanh, Hardsigmoid,
-                 Hardswish, Hardshrink, Softshrink, Threshold, ReluSquared>;
+    std::variant<Identity, Relu, Relu6, LeakyRelu, Elu, Celu, Selu, Gelu, GeluTanh, Silu, Swish,
+                 Mish, Sigmoid, LogSigmoid, Tanh, Tanhshrink, Softplus, Softsign, Hardtanh,
+                 Hardsigmoid, Hardswish, Hardshrink, Softshrink, Threshold, ReluSquared>;
 
 }  // namespace actreg

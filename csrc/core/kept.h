@@ -10,6 +10,9 @@
 // - The output y, if the slope is a function of y. The next layer usually keeps y anyway, so y
 //   costs no memory. Either act has the same value and slope at y as at x (relu), or there is a
 //   formula slope_of_output (tanh: 1 - y^2).
+//   A kept output must not be modified in place before backward. So the output is kept only where
+//   PyTorch's own activation keeps it too, or where there is a penalty and the caller has not
+//   forbidden it (Problem::keeps_input): then no program that is legal without us becomes illegal.
 // - The input x in all other cases.
 // Storing bits is exact except for NaN inputs: their sign counts as positive instead of 0.
 // The slope from y is used only where it is as exact as the slope from x (leaky_relu, hardtanh and
@@ -70,7 +73,10 @@ inline State state_of(const Problem& problem) {
         // y equals the slope at a, if dropped elements do not count, and if l2 is known, because
         // the caller has to divide l2 by s.
         const bool is_of_y = kIsHomogeneous<Act> && !dropped_count && penalty.is_weighted;
-        if (output_tells(act, digits) && (!problem.drops() || (is_of_y && threshold > 0))) {
+        const bool is_output_ours = (kTorchKeepsOutput<Act> && !problem.drops()) ||
+                                    ((has_l1 || has_l2) && !problem.keeps_input);
+        if (is_output_ours && output_tells(act, digits) &&
+            (!problem.drops() || (is_of_y && threshold > 0))) {
           state.kept = Kept::kOutput;
         }
       },

@@ -71,6 +71,11 @@ inline bool output_tells(Softplus act, int digits) {
   return digits > 0 && act.threshold > digits * 0.7 && act.beta > 1e-30 && act.beta < 1e30;
 }
 
+// Whether PyTorch's own backward of this activation keeps the output.
+template <class Act>
+constexpr bool kTorchKeepsOutput =
+    std::is_same_v<Act, Relu> || std::is_same_v<Act, Sigmoid> || std::is_same_v<Act, Tanh>;
+
 // `act` as a function of y: the value is y, the slope is act'(x).
 template <class Act>
 struct OfOutput : Act {

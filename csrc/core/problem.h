@@ -49,7 +49,8 @@ struct Task {
 struct Problem : Task {
   Activation activation;
   Element element;
-  bool x_is_output = false;     // backward only: see Note [What is kept for backward]
+  bool x_is_output = false;  // backward only: see Note [What is kept for backward]
+  bool keeps_input = false;  // forward only: keep the input, not the output, where either will do
   double c1 = 0, c2_twice = 0;  // backward on the CPU only: see Slopes (operator.h)
 };
 

@@ -28,9 +28,10 @@ template <class Struct, class Type>
 struct Field {
   const char* name;
   Type Struct::* member;
+  const char* otherwise = "";  // "=value" if callers may leave the field out
 };
 template <class Struct, class Type>
-Field(const char*, Type Struct::*) -> Field<Struct, Type>;
+Field(const char*, Type Struct::*, const char* = "") -> Field<Struct, Type>;
 
 // Calls f with the values of all fields: f(values.activation, values.parameters, ...).
 template <class Struct, class F>
@@ -67,13 +68,16 @@ struct AttributesHeld {
   std::optional<Numbers> coefficients;
   Text reduction;  // "sum", "mean", "batch" or "token": sets D, which divides the penalty or sums
   Integers order;  // see Note [Positions]
+  // Keep the input for backward, not the output, where PyTorch's own activation keeps its input.
+  bool keep_input = false;
 
   static constexpr auto fields() {
     using A = AttributesHeld;
     return std::make_tuple(Field{"activation", &A::activation}, Field{"parameters", &A::parameters},
                            Field{"p", &A::p}, Field{"on_output", &A::on_output},
                            Field{"coefficients", &A::coefficients},
-                           Field{"reduction", &A::reduction}, Field{"order", &A::order});
+                           Field{"reduction", &A::reduction}, Field{"order", &A::order},
+                           Field{"keep_input", &A::keep_input, "=False"});
   }
 };
 using Attributes = AttributesHeld<Views>;
@@ -125,7 +129,7 @@ inline std::string schema_of_attributes() {
   std::string text;
   const auto add = [&](const auto& field) {
     const std::string type = schema_type(Attributes{}.*field.member);
-    text += (text.empty() ? "" : ", ") + type + " " + field.name;
+    text += (text.empty() ? "" : ", ") + type + " " + field.name + field.otherwise;
   };
   std::apply([&](const auto&... field) { (add(field), ...); }, Attributes::fields());
   return text;

@@ -122,7 +122,7 @@ struct ForwardInPlace : Operator<ForwardInPlace, std::tuple<Tensor, Tensor>,
                                  Types<const Tensor&, const OptionalTensor&>, Types<bool>> {
   static constexpr char kName[] = "forward_";
   static constexpr char kSchema[] =
-      "(Tensor(a!) x, Tensor? rng_state, ATTRIBUTES, bool with_bits)"
+      "(Tensor(a!) x, Tensor? rng_state, ATTRIBUTES, bool with_bits=False)"
       " -> (Tensor penalty, Tensor bits)";
 };
 

@@ -17,6 +17,7 @@
 #include "core/registry.h"
 #include "torch/cpu_capability.h"
 #include "torch/dispatch.h"
+#include "torch/graph.h"
 
 namespace actreg {
 namespace {
@@ -54,16 +55,17 @@ struct FromPython {
   template <Function* f>
   static R call(Before... before, c10::string_view activation,
                 const std::vector<double>& parameters, double p, bool on_output, double l1,
-                double l2, c10::string_view reduction) {
+                double l2, c10::string_view reduction, bool keep_input) {
     const double coefficients[] = {l1, l2};
-    return f(before..., {activation, parameters, p, on_output, coefficients, reduction, {}});
+    return f(before...,
+             {activation, parameters, p, on_output, coefficients, reduction, {}, keep_input});
   }
   // For a result that is the same for every reduction.
   template <Function* f>
   static R call_without_reduction(Before... before, c10::string_view activation,
                                   const std::vector<double>& parameters, double p, bool on_output,
-                                  double l1, double l2) {
-    return call<f>(before..., activation, parameters, p, on_output, l1, l2, "sum");
+                                  double l1, double l2, bool keep_input) {
+    return call<f>(before..., activation, parameters, p, on_output, l1, l2, "sum", keep_input);
   }
 };
 
@@ -183,13 +185,18 @@ PYBIND11_MODULE(_C, m) {
       std::make_tuple(py::arg("activation"), py::arg("parameters"), py::arg("p"),
                       py::arg("on_output"), py::arg("l1"), py::arg("l2"));
   const auto reduction = std::make_tuple(py::arg("reduction"));
+  const auto keep_input = std::make_tuple(py::arg("keep_input") = false);
   define("forward", wrap_pybind_function(Eager::call<act_reg>),
          std::make_tuple(py::arg("type"), py::arg("x"), py::arg("rng_state")), attributes,
-         reduction);
+         reduction, keep_input);
   define("forward_", wrap_pybind_function_no_gil(InPlace::call<act_reg_in_place>),
-         std::make_tuple(py::arg("x"), py::arg("rng_state")), attributes, reduction);
+         std::make_tuple(py::arg("x"), py::arg("rng_state")), attributes, reduction, keep_input);
   define("kept", wrap_pybind_function(OfType::call_without_reduction<kept>),
-         std::make_tuple(py::arg("dtype")), attributes);
+         std::make_tuple(py::arg("dtype")), attributes, keep_input);
+  m.def("inject", wrap_pybind_function(inject), py::arg("y"), py::arg("scale"), py::arg("divisor"));
+  py::class_<LoosePenalty>(m, "LoosePenalty").def("get", &LoosePenalty::get);
+  m.def("loosen", &loosen, py::arg("penalty"));
+  m.def("is_freed", &is_freed, py::arg("penalty"));
   m.def("activations", &activations);
   m.def("build_info", &build_info);
   m.def("cpu_capability", [] { return cpu_kernels().name; });

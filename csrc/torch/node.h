@@ -46,6 +46,7 @@ auto make_node(Arguments&&... arguments) {
   return c10::make_intrusive<N>(std::forward<Arguments>(arguments)...);
 }
 inline auto pointer_to(Node* node) { return c10::intrusive_ptr<Node>::reclaim_copy(node); }
+using WeakNode = c10::weak_intrusive_ptr<Node>;
 #else
 template <class N, class... Arguments>
 auto make_node(Arguments&&... arguments) {
@@ -53,6 +54,7 @@ auto make_node(Arguments&&... arguments) {
                             torch::autograd::deleteNode);
 }
 inline auto pointer_to(Node* node) { return node->shared_from_this(); }
+using WeakNode = std::weak_ptr<Node>;
 #endif
 
 // A tensor that a node keeps. The tensor may be undefined.
@@ -64,6 +66,16 @@ struct Saved {
       : variable(tensor, is_output), is_output(is_output) {}
 };
 
+// What becomes of the node of one forward.
+struct Run {
+  // Defined: backward adds the gradient of the penalty as if scale / divisor were the gradient that
+  // the penalty gets. See ActReg(inject=True).
+  Tensor scale;
+  double divisor = 1;
+  bool has_injected = false;
+  bool is_freed = false;  // a backward has freed what the node keeps
+};
+
 // Tells compiled autograd about a member of a node. Two nodes may share a compiled graph only if
 // these values are equal, so every value that the gradients depend on must be told.
 inline void collect(CompiledNodeArgs& args, const Saved& saved) {
@@ -73,6 +85,11 @@ inline void collect(CompiledNodeArgs& args, const Saved& saved) {
 inline void collect(CompiledNodeArgs& args, const Shape& shape) {
   args.collect(shape.sizes);
   args.collect(shape.dtype);
+}
+inline void collect(CompiledNodeArgs& args, const Run& run) {
+  args.collect(run.scale);
+  args.collect(run.divisor);
+  args.collect(run.has_injected);
 }
 inline void collect(CompiledNodeArgs& args, bool flag) { args.collect(flag); }
 inline void collect(CompiledNodeArgs& args, const OwnedAttributes& attributes) {
@@ -86,6 +103,8 @@ template <class Member>
 void swap_out(SwapSavedVariables&, Member&) {}
 inline void swap_in(SwapSavedVariables& swap, Saved& saved) { swap.before(saved.variable); }
 inline void swap_out(SwapSavedVariables& swap, Saved& saved) { swap.after(saved.variable); }
+inline void swap_in(SwapSavedVariables& swap, Run& run) { swap.before(run.scale); }
+inline void swap_out(SwapSavedVariables& swap, Run& run) { swap.after(run.scale); }
 inline void swap_in(SwapSavedVariables& swap, Shape& shape) {
   for (c10::SymInt& size : shape.sizes) swap.before(size);
 }
@@ -96,6 +115,10 @@ inline void swap_out(SwapSavedVariables& swap, Shape& shape) {
 template <class Member>
 void release(Member&) {}
 inline void release(Saved& saved) { saved.variable.reset_data(); }
+inline void release(Run& run) {
+  run.scale.reset();
+  run.is_freed = true;
+}
 
 template <class N>
 struct ActRegNode : public Node {

@@ -50,14 +50,39 @@ inline Tensor penalty_direction(const Tensor& v, const Tensor& x, const Optional
   });
 }
 
-struct ActRegBackward final : public ActRegNode<ActRegBackward> {
+// What the nodes of the forward operators share.
+struct ForwardNode {
+  Run run;
+
+  virtual ~ForwardNode() = default;
+
+ protected:
+  // The gradient of the penalty: what the graph gives, plus what is injected. Nothing is injected
+  // if the output has no gradient.
+  Tensor with_injected(const Tensor& dy, const Tensor& dpenalty, at::ScalarType x_type) {
+    if (!run.scale.defined() || !dy.defined()) return dpenalty;
+    TORCH_CHECK(!run.has_injected,
+                "ActReg(inject=True): a second backward through the same forward would add the "
+                "gradient of the penalty again. Use inject=False and collect_penalty.");
+    TORCH_CHECK(!at::GradMode::is_enabled(),
+                "ActReg(inject=True): a backward with create_graph=True would differentiate the "
+                "injected gradient too. Use inject=False and collect_penalty.");
+    run.has_injected = true;
+    const auto type = x_type == at::kDouble ? at::kDouble : at::kFloat;
+    Tensor injected = run.scale.to(dy.options().dtype(type), /*non_blocking=*/true);
+    if (run.divisor != 1) injected = injected / run.divisor;
+    return dpenalty.defined() ? dpenalty + injected : injected;
+  }
+};
+
+struct ActRegBackward final : public ActRegNode<ActRegBackward>, public ForwardNode {
   static constexpr char kName[] = "ActRegBackward";
   Saved x, rng_state;  // x may be the output: see keep_output
   OwnedAttributes attributes;
 
   template <class Self>
   static auto kept(Self& node) {
-    return std::tie(node.x, node.rng_state, node.attributes);
+    return std::tie(node.x, node.rng_state, node.attributes, node.run);
   }
   ActRegBackward(edge_list&& edges, const Attributes& a, const Tensor& x, const Tensor& rng_state)
       : ActRegNode(std::move(edges)), x(x), rng_state(rng_state), attributes(owned(a)) {}
@@ -74,12 +99,31 @@ struct ActRegBackward final : public ActRegNode<ActRegBackward> {
     }
   }
   variable_list differentiate(const variable_list& gradients) {
-    const Tensor &dy = gradients[0], &dpenalty = gradients[1];
-    if (!task_should_compute_output(0) || (!dy.defined() && !dpenalty.defined())) {
+    const Tensor& dy = gradients[0];
+    if (!task_should_compute_output(0) || (!dy.defined() && !gradients[1].defined())) {
       return {Tensor()};
     }
-    return {Backward::call(optional(dy), optional(dpenalty), unpack(x), optional(unpack(rng_state)),
+    const Tensor at = unpack_x();
+    const Tensor dpenalty = with_injected(dy, gradients[1], at.scalar_type());
+    return {Backward::call(optional(dy), optional(dpenalty), at, optional(unpack(rng_state)),
                            view(attributes), x.is_output)};
+  }
+
+ private:
+  // An error of torch says which tensor is missing, but not who needs it.
+  Tensor unpack_x() {
+    try {
+      return unpack(x);
+    } catch (const c10::Error& error) {
+      const char* advice =
+          run.is_freed ? "If collect_penalty was called after backward, call it before."
+          : x.is_output
+              ? "Its backward needs its output. Pass keep=\"input\" to ActReg, or do not modify "
+                "the output in place."
+              : "Its backward needs its input. Do not modify the input in place.";
+      TORCH_CHECK(false, error.what_without_backtrace(), "\nThis is the backward of ActReg(\"",
+                  attributes.activation, "\"). ", advice);
+    }
   }
 };
 

@@ -78,16 +78,22 @@ struct ActRegBitsBackwardBackward final : public BitsNode<ActRegBitsBackwardBack
   }
 };
 
-struct ActRegBitsBackward final : public BitsNode<ActRegBitsBackward> {
+struct ActRegBitsBackward final : public BitsNode<ActRegBitsBackward>, public ForwardNode {
   static constexpr char kName[] = "ActRegBitsBackward";
   using BitsNode::BitsNode;
 
+  template <class Self>
+  static auto kept(Self& node) {
+    return std::tuple_cat(BitsNode::kept(node), std::tie(node.run));
+  }
+
   variable_list differentiate(const variable_list& gradients) {
-    const Tensor &dy = gradients[0], &dpenalty = gradients[1];
-    if (!task_should_compute_output(0) || (!dy.defined() && !dpenalty.defined())) {
+    const Tensor& dy = gradients[0];
+    if (!task_should_compute_output(0) || (!dy.defined() && !gradients[1].defined())) {
       return {Tensor()};
     }
     const Tensor marks = unpack(bits), state = unpack(rng_state);
+    const Tensor dpenalty = with_injected(dy, gradients[1], shape.dtype);
     OptionalTensor anchor;
     if (at::GradMode::is_enabled()) {
       // A new tensor is made by a tensor that was kept, if there is one. Under is_grads_batched dy

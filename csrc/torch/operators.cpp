@@ -78,6 +78,7 @@ Problem problem_of(const Attributes& attributes) {
   Problem problem;
   problem.activation = *activation;
   problem.dropout = Dropout(attributes.p);
+  problem.keeps_input = attributes.keep_input;
   if (attributes.on_output) problem.counted = problem.dropout.threshold;
   Penalty& penalty = problem.penalty;
   penalty.s = problem.counted == kKeepAll ? 1 : problem.dropout.scale;

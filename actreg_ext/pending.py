@@ -1,0 +1,309 @@
+"""Who owns a penalty between its forward and the loss: the module, or a record.
+
+Note [Whose penalty]
+A penalty belongs to the forward that made it, and a forward belongs to one training step. The step
+of a forward is over
+- when `collect_penalty` has taken the penalty or `discard_penalty` has dropped it,
+- when a backward has freed the graph of the forward, or
+- when nothing uses the output any more and the model has run again: the batch was skipped.
+The penalty of a step that is over does not join a later loss.
+
+Each module has a linked list of its forwards, the newest first. Compiled code can put a link in
+front of the list without looking into it: torch.compile compiles again for each length of a Python
+list, and a running sum would put the graph of one step into the next. No maths here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _C
+
+_MANY = 1000  # pending forwards of one module before a warning: their graphs fill the memory
+_LOCK = threading.Lock()
+_serials = itertools.count(1)
+_functorch = torch._C._functorch
+_MARK, _ENDED = torch.zeros(()), -2
+ESCAPED = (
+    "collect_penalty: an ActReg ran inside a transform that has ended: a function transformed by "
+    "torch.func (vmap, grad, ...), FakeTensorMode or make_fx. The penalty has no meaning outside "
+    "of the transform, so it was dropped. Call collect_penalty inside that function."
+)
+_LATE = (
+    "ActReg: this penalty was collected after the backward of its forward, which has freed the "
+    "graph. Call collect_penalty before the backward and add the penalty to the loss, or keep the "
+    "graph with backward(retain_graph=True)."
+)
+
+
+class World:
+    """The transform or tracer in which a forward ran: tensors of one mean nothing outside of it."""
+
+    _KEYS = ("PROXY", "FUNCTIONAL", "FAKE")
+
+    def __init__(self) -> None:
+        level = _functorch.maybe_current_level()
+        # A tensor of the innermost transform; its level is _ENDED once the transform has ended.
+        self.mark = None if level is None else _functorch._wrap_for_grad(_MARK, level)
+        self.modes = self._modes()
+
+    @classmethod
+    def current(cls) -> World | None:
+        """Return the world of the caller; None in plain eager mode."""
+        if (
+            _functorch.peek_interpreter_stack() is None
+            and torch._C._len_torch_dispatch_stack() == 0
+        ):
+            return None
+        world = cls()
+        is_plain = world.mark is None and all(mode is None for mode in world.modes)
+        return None if is_plain else world
+
+    @classmethod
+    def _modes(cls) -> list[Any]:
+        keys = torch._C._TorchDispatchModeKey
+        return [torch._C._get_dispatch_mode(getattr(keys, key)) for key in cls._KEYS]
+
+    def is_running(self) -> bool:
+        """Whether the caller is inside of this world."""
+        if self.mark is not None and _functorch.maybe_get_level(self.mark) == _ENDED:
+            return False
+        pairs = zip(self.modes, self._modes(), strict=True)
+        return all(mine is None or mine is current for mine, current in pairs)
+
+
+class Forward:
+    """One forward of a module: a link of the module's list."""
+
+    # Compiled code makes instances, so __init__ must be as simple as this.
+    def __init__(self, penalty: Tensor, older: Forward | None, world: World | None) -> None:
+        self.penalty: Tensor | None = penalty  # None: loose
+        self.older = older
+        self.world = world
+
+    loose: _C.LoosePenalty | None = None
+    serial = 0  # the number of this forward among all forwards in eager mode
+    sums: Tensor | None = None  # sum |t| and sum t^2, if a record asked for them
+    is_recorded = False  # by a record, which keeps the graph
+
+    def loosen(self) -> None:
+        """Stop keeping the graph alive, where something else may."""
+        if self.penalty is not None and self.world is None and not self.is_recorded:
+            self.loose = _C.loosen(self.penalty)
+            if self.loose is not None:
+                self.penalty = None
+
+    def get(self) -> Tensor | None:
+        """Return the penalty; None if it is loose and its graph is gone."""
+        return self.penalty if self.loose is None else self.loose.get()
+
+
+class CompiledForward(Forward):
+    """A forward that compiled code made, which cannot ask in which world or thread it is."""
+
+    is_seen = False  # by `records.sweep`
+
+
+def links(newest: Forward | None) -> Iterator[Forward]:
+    """Yield the forwards of a list, the newest first."""
+    while newest is not None:
+        yield newest
+        newest = newest.older
+
+
+def _is_freed(penalty: Tensor) -> bool:
+    freed = _C.is_freed(penalty)
+    if freed is not None:
+        return freed
+    if isinstance(penalty.grad_fn, torch.autograd.function.BackwardCFunction):
+        try:
+            penalty.grad_fn._raw_saved_tensors  # noqa: B018
+        except RuntimeError:  # of a compiled program's node whose backward has run
+            return True
+    return False
+
+
+class _Late(torch.autograd.Function):
+    """The identity. Its backward raises: see `_LATE`."""
+
+    @staticmethod
+    def forward(ctx: Any, penalty: Tensor) -> Tensor:
+        return penalty.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(_LATE)
+
+
+def _is_over(forward: Forward) -> bool:
+    """Whether the step of a forward that is not the newest is over: see Note [Whose penalty]."""
+    forward.loosen()
+    penalty = forward.get()
+    return penalty is None or _is_freed(penalty)
+
+
+class Pending:
+    """The forwards of one module whose penalties nobody has taken yet."""
+
+    def __init__(self) -> None:
+        self.newest: Forward | None = None
+        self.watched: Forward | None = None  # compiled forwards that only a record may read
+        self.added = 0  # in eager mode, since the list was last examined
+        self.limit = 32  # examine the list when `added` reaches this number
+        self.warned = False
+
+    def add_compiled(self, penalty: Tensor, sums: Tensor | None, counts: bool) -> None:
+        """Put a forward in front of a list, in code that torch.compile traces."""
+        if counts:
+            self.newest = made = CompiledForward(penalty, self.newest, None)
+        else:
+            self.watched = made = CompiledForward(penalty, self.watched, None)
+        made.sums = sums
+
+    def add(self, penalty: Tensor) -> Forward:
+        """Put a forward in front of the list."""
+        made = Forward(penalty, None, World.current())
+        made.serial = next(_serials)
+        with _LOCK:
+            made.older, self.newest = self.newest, made
+            self.added += 1
+            examine = self.added >= self.limit
+        if made.older is not None:
+            made.older.loosen()
+        if examine:
+            self._examine()
+        return made
+
+    def _examine(self) -> None:
+        """Drop what is over, so that a program which never collects keeps no graphs."""
+        with _LOCK:
+            forwards = self._cut()
+            kept = forwards[:1] + [f for f in forwards[1:] if f.world or not _is_over(f)]
+            self._set(kept)
+            self.added, self.limit = 0, max(32, len(kept))
+            warn = len(kept) >= _MANY and not self.warned
+            self.warned = self.warned or warn
+        if warn:
+            warnings.warn(
+                f"ActReg: one module has run {len(kept)} training forwards without "
+                f"collect_penalty(model), so their penalties and graphs fill the memory; call it "
+                f"in each step, or set l1 = l2 = 0",
+                stacklevel=7,  # the line that calls the module
+            )
+
+    def _cut(self) -> list[Forward]:
+        forwards, self.newest = list(links(self.newest)), None
+        return forwards
+
+    def _set(self, forwards: list[Forward]) -> None:
+        self.newest = None
+        for forward in reversed(forwards):
+            forward.older = self.newest
+            self.newest = forward
+
+    def cut(self, world: World | None) -> tuple[list[Forward], bool]:
+        """Remove and return the caller's forwards, and whether the newest of all has escaped.
+
+        A forward has escaped if it ran in a world that has ended. Inside a world the forwards from
+        outside stay: the caller's transform must not take them.
+        """
+        with _LOCK:
+            forwards = self._cut()
+            self.added = 0
+            if world is not None:
+                self._set([f for f in forwards if f.world is None])
+                return [f for f in forwards if f.world and f.world.is_running()], False
+        return [f for f in forwards if f.world is None], bool(forwards and forwards[0].world)
+
+    def remove(self, forwards: Iterable[Forward]) -> None:
+        """Remove some forwards, wherever they are in the list."""
+        removed = set(map(id, forwards))
+        with _LOCK:
+            self._set([forward for forward in self._cut() if id(forward) not in removed])
+
+
+class PenaltyModule(nn.Module):
+    """A module whose penalties `collect_penalty` finds: the base class of ActReg."""
+
+    inject: bool
+    _pending: Pending
+
+
+def take(stores: list[Pending]) -> list[Forward]:
+    """Remove and return the forwards of some modules whose step is not over.
+
+    Raises:
+        RuntimeError: the newest forward of a module has escaped from its world.
+    """
+    world = World.current()
+    lists, escaped = [], False
+    for store in stores:
+        forwards, has_escaped = store.cut(world)
+        lists.append(forwards)
+        escaped |= has_escaped
+    if escaped:
+        raise RuntimeError(ESCAPED)
+    if world is None and any(len(forwards) > 1 for forwards in lists):
+        lists = _without_what_is_over(lists)
+    # In the order in which the forwards ran: the oldest of the first module is first.
+    return [forward for forwards in lists for forward in reversed(forwards)]
+
+
+def _without_what_is_over(lists: list[list[Forward]]) -> list[list[Forward]]:
+    """Drop the forwards whose step is over; each list has the newest first."""
+    # A graph may be kept by the penalty of a later layer, so all are made loose before one is read.
+    for forwards in lists:
+        for forward in forwards[1:]:
+            forward.loosen()
+    # A module that ran in a skipped step only (an expert, a branch) has no later forward. But other
+    # modules have run both before its forward and after it.
+    spans = [
+        (older.serial, newer.serial)
+        for forwards in lists
+        for newer, older in zip(forwards, forwards[1:], strict=False)
+    ]
+    for forwards in lists:
+        if any(begin < newest.serial < end for newest in forwards[:1] for begin, end in spans):
+            forwards[0].loosen()
+    return [
+        [f for f in forwards[:1] if f.get() is not None]
+        + [f for f in forwards[1:] if not _is_over(f)]
+        for forwards in lists
+    ]
+
+
+def collected(forward: Forward) -> Tensor:
+    """Return the penalty of a forward that was taken; see `_Late`."""
+    penalty = forward.get()
+    assert penalty is not None  # take() has dropped those whose graph is gone
+    if forward.world is None and penalty.requires_grad and _is_freed(penalty):
+        late: Tensor = _Late.apply(penalty.detach().requires_grad_())  # type: ignore[no-untyped-call]
+        return late
+    return penalty
+
+
+def is_repeated_by_checkpoint() -> bool:
+    """Whether torch.utils.checkpoint(use_reentrant=False) repeats the current forward.
+
+    It repeats forwards from the hook that unpacks a saved tensor. The other way to run a forward
+    inside a backward is a backward written in Python, as of use_reentrant=True.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "unpack_hook" and code.co_filename == torch.utils.checkpoint.__file__:
+            return True
+        if code.co_name == "backward" and issubclass(
+            getattr(frame.f_locals.get("ctx"), "__class__", object), torch._C._FunctionBase
+        ):
+            return False
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

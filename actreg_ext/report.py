@@ -1,0 +1,47 @@
+"""What `convert` reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .hints import Hint
+
+
+@dataclass
+class Change:
+    """One line of a report: a module's name, what it was, and what it is or why it stays."""
+
+    name: str
+    was: str
+    now: str
+
+
+@dataclass
+class ConversionReport:
+    """What `convert` did: `print(report)` is a table.
+
+    Attributes:
+        replaced: the modules that were replaced.
+        skipped: the activations and dropouts that stay, and why.
+        hints: calls of activation functions that `convert` cannot replace, found by running the
+            example: (name of the calling module, function, number of calls).
+    """
+
+    replaced: list[Change] = field(default_factory=list)
+    skipped: list[Change] = field(default_factory=list)
+    hints: list[Hint] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """Return a table with one line for each change."""
+        rows = [("replaced", c.name, c.was, c.now) for c in self.replaced]
+        rows += [("skipped", c.name, c.was, c.now) for c in self.skipped]
+        rows += [
+            ("hint", h.name, h.function, f"{h.calls} calls stay as they are") for h in self.hints
+        ]
+        if not rows:
+            return "no activation and no dropout found"
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        return "\n".join(
+            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]])
+            for row in rows
+        )

@@ -1,0 +1,341 @@
+"""Who owns a penalty between forward and loss: steps that are skipped, forgotten, repeated, traced.
+
+See Note [Whose penalty] in pending.py. Records are in test_records.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import grad, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
+
+from actreg_ext import collect_penalty, discard_penalty
+from actreg_ext.nn import ActReg
+from actreg_ext.pending import links
+
+pytestmark = pytest.mark.usefixtures("nothing_compiled_yet", "default_device")
+
+L1 = {"l1": 1.0, "reduction": "sum"}
+BACKENDS = ["aot_eager", "inductor"]
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), ActReg("relu", **L1), nn.Linear(4, 2), ActReg(**L1))
+
+
+def penalty_by_hand(model: nn.Module, x: Tensor) -> Tensor:
+    first, _, second, _ = model
+    hidden = first(x).relu()
+    return hidden.abs().sum() + second(hidden).relu().abs().sum()
+
+
+class TestSkippedSteps:
+    """A step that was skipped leaves nothing in the next step's loss."""
+
+    @pytest.mark.parametrize("reason", ["continue", "exception", "exception in the loss"])
+    @pytest.mark.parametrize("backend", [None, *BACKENDS])
+    def test_skipped(self, reason: str, backend: str | None) -> None:
+        model = network()
+        run = model if backend is None else torch.compile(model, backend=backend)
+        for step in range(6):
+            x = torch.randn(5, 3)
+            try:
+                y = run(x)
+                if step % 3 == 0 and reason == "continue":
+                    continue
+                if step % 3 == 0 and reason == "exception":
+                    raise RuntimeError("a bad batch")
+                if step % 3 == 0:
+                    y.sum().backward()
+                    raise RuntimeError("a bad batch")
+            except RuntimeError:
+                continue
+            penalty = collect_penalty(model)
+            torch.testing.assert_close(penalty, penalty_by_hand(model, x))
+            ours = torch.autograd.grad(penalty, list(model.parameters()))
+            expected = torch.autograd.grad(penalty_by_hand(model, x), list(model.parameters()))
+            torch.testing.assert_close(ours, expected)
+
+    def test_exception_inside_the_model(self) -> None:
+        """The modules before the failure ran once more than the others."""
+        model = network()
+        with pytest.raises(RuntimeError, match="fails"), FailAt(model[2]):
+            model(torch.randn(5, 3))
+        x = torch.randn(5, 3)
+        y = model(x)
+        torch.testing.assert_close(collect_penalty(model), penalty_by_hand(model, x))
+        del y
+
+    @pytest.mark.parametrize("used", [True, False])
+    def test_a_branch_that_ran_in_the_skipped_step_only(self, used: bool) -> None:
+        """As an expert of a mixture: its module has no later forward."""
+        first, expert, other = (ActReg(**L1) for _ in range(3))
+        model = nn.ModuleList([first, expert, other])
+        x = torch.ones(2, requires_grad=True)
+        y = expert(first(x))
+        y = other(first(x))
+        if not used:
+            del y
+        assert collect_penalty(model) == 4
+        assert collect_penalty(model) == 0
+
+    def test_outputs_in_use_all_count(self) -> None:
+        """As in a siamese network: both outputs are in the loss."""
+        model, a, b = network(), torch.randn(5, 3), torch.randn(2, 3)
+        loss = model(a).sum() + model(b).sum()
+        penalty = collect_penalty(model)
+        torch.testing.assert_close(penalty, penalty_by_hand(model, a) + penalty_by_hand(model, b))
+        (loss + penalty).backward()
+
+    def test_discarded(self) -> None:
+        model = network()
+        kept = model(torch.randn(5, 3))
+        discard_penalty(model)
+        assert collect_penalty(model) == 0
+        y = model(torch.randn(1, 3)), kept
+        discard_penalty(model[1])
+        assert model[1]._pending.newest is None and model[3]._pending.newest is not None
+        del y
+        with pytest.raises(TypeError, match=r"nn\.Module"):
+            discard_penalty(3)  # type: ignore[arg-type]
+
+
+class FailAt:
+    """While this is open, the forward of a module raises."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        def fail(*_: Any) -> None:
+            raise RuntimeError("the layer fails")
+
+        self.handle = self.module.register_forward_pre_hook(fail)
+
+    def __exit__(self, *_: Any) -> None:
+        self.handle.remove()
+
+
+class TestForgottenSteps:
+    """Forgetting collect_penalty costs the penalty and nothing else."""
+
+    @pytest.mark.parametrize("backend", [None, *BACKENDS])
+    def test_steps(self, backend: str | None) -> None:
+        model = network()
+        run = model if backend is None else torch.compile(model, backend=backend, fullgraph=True)
+        for _ in range(3):
+            run(torch.randn(5, 3)).sum().backward()
+        x = torch.randn(5, 3)
+        y = run(x)
+        torch.testing.assert_close(collect_penalty(model), penalty_by_hand(model, x))
+        del y
+
+    def test_two_compiled_forwards_with_a_backward_each(self) -> None:
+        model = network()
+        run = torch.compile(model, backend="aot_eager", fullgraph=True)
+        first, second = run(torch.randn(5, 3)), run(torch.randn(5, 3))
+        first.sum().backward()
+        second.sum().backward()
+
+    def test_no_graph_is_kept(self) -> None:
+        """The list is examined from time to time, so old graphs are freed."""
+        layer = ActReg("gelu", **L1)
+        seen = []
+        for step in range(300):
+            hidden = torch.randn(5, 3, requires_grad=True) * 1
+            seen.append(weakref.ref(hidden))
+            y = layer(hidden)
+            if step % 2:
+                y.sum().backward()
+        assert sum(hidden() is not None for hidden in seen) <= 2
+        assert len(list(links(layer._pending.newest))) < 100
+
+    @pytest.mark.parametrize("collects", [True, False])
+    def test_a_checkpoint_around_a_compiled_block(self, collects: bool) -> None:
+        model = network()
+        block = torch.compile(model, backend="aot_eager")
+        for _ in range(3):
+            x = torch.randn(5, 3, requires_grad=True)
+            loss = checkpoint(block, x, use_reentrant=False).square().sum()
+            if collects:
+                penalty = collect_penalty(model)
+                torch.testing.assert_close(penalty, penalty_by_hand(model, x))
+                loss = loss + penalty
+            loss.backward()
+        x = torch.randn(5, 3)
+        y = block(x)
+        torch.testing.assert_close(collect_penalty(model), penalty_by_hand(model, x))
+        del y
+
+    def test_a_late_penalty_says_so(self) -> None:
+        model = network()
+        for run in (model, torch.compile(model, backend="aot_eager")):
+            y = run(torch.randn(5, 3))
+            y.sum().backward()
+            penalty = collect_penalty(model)
+            assert penalty > 0
+            with pytest.raises(RuntimeError, match="ActReg.*collect_penalty before the backward"):
+                penalty.backward()
+
+    def test_a_second_backward_names_the_layer(self) -> None:
+        layer = ActReg("gelu", l1=1.0)
+        x = torch.randn(4, requires_grad=True)
+        y = layer(x)
+        penalty = collect_penalty(layer)
+        y.sum().backward()
+        with pytest.raises(RuntimeError, match=r'second time[\s\S]*ActReg\("gelu"\).*before'):
+            penalty.backward()
+
+    def test_compiled_code_collects_what_eager_code_made(self) -> None:
+        layer = ActReg(**L1)
+        collect = torch.compile(lambda: collect_penalty(layer), backend="eager")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for _ in range(1100):
+                y = layer(torch.ones(3))
+                assert collect() == 3
+            del y
+
+
+class TestCopies:
+    def test_threads_share_a_module(self) -> None:
+        layer, steps = ActReg(**L1), 600
+
+        def work() -> None:
+            for _ in range(steps):
+                layer(torch.ones(1))
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 1000 forwards without collect_penalty
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert collect_penalty(layer) == 4 * steps
+
+    def test_a_copy_of_a_compiled_module(self) -> None:
+        layer = ActReg(**L1)
+        layer.compile(backend="eager")
+        layer(torch.ones(2))
+        for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            copied(torch.ones(5))
+            assert collect_penalty(copied) == 5
+        assert collect_penalty(layer) == 2
+
+    def test_a_whole_model_is_loaded_with_public_names(self) -> None:
+        model = network()
+        model(torch.randn(5, 3))
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        with torch.serialization.safe_globals([nn.Sequential, nn.Linear, ActReg, set]):
+            loaded = torch.load(file, weights_only=True)
+        x = torch.randn(5, 3)
+        y = loaded(x)
+        torch.testing.assert_close(collect_penalty(loaded), penalty_by_hand(model, x))
+        del y
+
+
+class TestCheckpoints:
+    def test_evaluation_between_collect_and_backward(self) -> None:
+        model = network()
+        x = torch.randn(5, 3, requires_grad=True)
+        loss = checkpoint(model, x, use_reentrant=False).sum() + collect_penalty(model)
+        with torch.no_grad():
+            model(torch.randn(2, 3))
+        loss.backward()
+        assert collect_penalty(model) == 0
+
+    def test_reentrant_and_once_more(self) -> None:
+        layer = ActReg("gelu", **L1)
+        x = torch.randn(5, 3, requires_grad=True)
+        y = layer(checkpoint(layer, x, use_reentrant=True))
+        loss = y.sum() + collect_penalty(layer)
+        with pytest.raises(RuntimeError, match="use_reentrant=False"):
+            loss.backward()
+
+
+class TestTransforms:
+    def test_leftovers_of_a_finished_vmap(self) -> None:
+        layer = ActReg(**L1)
+        forgetful = vmap(lambda t: layer(t).sum())
+        collecting = vmap(lambda t: layer(t).sum() * 0 + collect_penalty(layer))
+        forgetful(torch.ones(3, 2))
+        assert collecting(torch.ones(3, 2)).tolist() == [2, 2, 2]
+        forgetful(torch.ones(3, 2))
+        assert collecting(torch.ones(5, 2)).tolist() == [2] * 5
+        forgetful(torch.ones(3, 2))
+        inside = grad(lambda t: layer(t).sum() * 0 + collect_penalty(layer))(torch.ones(3))
+        assert inside.tolist() == [1, 1, 1]
+
+    def test_eager_vmap_eager(self) -> None:
+        layer = ActReg(**L1)
+        x = torch.ones(2, requires_grad=True)
+        first = layer(x)
+        vmap(lambda t: layer(t).sum())(torch.ones(3, 7))
+        second = layer(x)
+        assert collect_penalty(layer) == 4
+        del first, second
+
+    def test_a_transform_does_not_take_what_is_outside(self) -> None:
+        layer = ActReg(**L1)
+        y = layer(torch.ones(2, requires_grad=True))
+        inside = vmap(lambda t: layer(t).sum() * 0 + collect_penalty(layer))(torch.ones(3, 7))
+        assert inside.tolist() == [7, 7, 7]
+        assert collect_penalty(layer) == 2
+        del y
+
+    def test_fake_tensors(self) -> None:
+        layer = ActReg("gelu", l1=1.0, p=0.5)
+        with FakeTensorMode():
+            layer(torch.ones(3))
+            assert collect_penalty(layer).shape == ()
+            layer(torch.ones(3))
+        y = layer(torch.ones(4))
+        penalty = collect_penalty(layer)
+        assert type(penalty) is Tensor
+        torch.testing.assert_close(penalty, nn.functional.gelu(torch.ones(())))
+        del y
+
+    @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+    def test_make_fx(self, mode: str) -> None:
+        layer = ActReg("gelu", l1=1.0)
+        x = torch.randn(3)
+        graph = make_fx(lambda t: layer(t).sum() + collect_penalty(layer), tracing_mode=mode)(x)
+        expected = layer(x).sum() + collect_penalty(layer)
+        torch.testing.assert_close(graph(x), expected)
+        make_fx(lambda t: layer(t).sum(), tracing_mode=mode)(x)
+        y = layer(x)
+        penalty = collect_penalty(layer)
+        assert type(penalty) is Tensor
+        torch.testing.assert_close(penalty, nn.functional.gelu(x).abs().mean())
+        del y
+
+
+def test_what_is_dropped_is_dropped_in_compiled_steps(default_device: str) -> None:
+    """A whole step in one compiled function: nothing accumulates, nothing compiles twice."""
+    model = network()
+    step: Callable[[Tensor], Tensor] = torch.compile(
+        lambda x: model(x).sum() + collect_penalty(model), backend="eager", fullgraph=True
+    )
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(3):
+            x = torch.randn(5, 3)
+            expected = nn.Sequential(*model)(x).sum().detach() + penalty_by_hand(model, x)
+            discard_penalty(model)
+            torch.testing.assert_close(step(x), expected)
