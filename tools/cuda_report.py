@@ -32,8 +32,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.markdown import rendered, table  # noqa: E402
 
 NVCC = os.environ.get("NVCC", "nvcc")
-DTYPES = {"float": ("float32", 4), "double": ("float64", 8), "Half": ("float16", 2)}
-DTYPES["BFloat16"] = ("bfloat16", 2)
+DTYPES = {"float": "float32", "double": "float64", "Half": "float16", "BFloat16": "bfloat16"}
+SIZES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}  # bytes of an element
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "sm_120"]
 
 
@@ -42,11 +42,6 @@ class Gpu(NamedTuple):
     multiprocessors: int
     gigahertz: float  # boost clock
     terabytes: float  # each second
-
-    def share(self, slots: float, traffic: float) -> float:
-        """Return the time of the slots, over the time in which memory moves the bytes."""
-        slots_a_second = self.multiprocessors * 4 * 32 * self.gigahertz * 1e9
-        return slots / slots_a_second / (traffic / (self.terabytes * 1e12))
 
 
 # From NVIDIA's datasheets, except for the clock of the B200, which they do not give.
@@ -57,19 +52,9 @@ GPUS = {
     "B200": Gpu("sm_100", 148, 1.965, 8.0),
 }
 SHOWN = {"sm_80": "A100", "sm_90": "H200", "sm_100": "B200"}  # whose share is printed
-# Elements that are read and written, elements that are read, and bytes of bits.
-TRAFFIC = {
-    "forward": (2, 1, 0.0),
-    "forward_plain": (2, 1, 0.0),
-    "backward": (3, 2, 0.0),
-    "backward_output": (3, 2, 0.0),
-    "backward_bits": (2, 1, 1 / 8),
-}
-
-
 TITLES = {
     "forward": "Forward",
-    "forward_plain": "Forward without a penalty",
+    "forward_plain": "Forward without a penalty",  # another path through the same kernel
     "backward": "Backward",
     "backward_output": "Backward from the output",
     "backward_bits": "Backward from bits",
@@ -78,11 +63,10 @@ TITLES = {
 
 class Kernel(NamedTuple):
     architecture: str
-    direction: str  # forward_plain: the path through forward without a penalty
+    direction: str  # a key of TITLES
     dtype: str
     activation: str  # empty for backward_bits, which is the same for all
     drops: bool
-    size: int  # of an element
     registers: int
     spills: int  # instructions that spill, in the kernel
     spills_in_loop: int  # and in the loop over a tile's steps
@@ -96,9 +80,9 @@ class Kernel(NamedTuple):
 
     @property
     def traffic(self) -> float:
-        """Bytes for each element."""
-        elements, _, bits = TRAFFIC[self.direction]
-        return elements * self.size + bits
+        """Bytes that are read and written for each element."""
+        elements = inputs(self.direction) + 1
+        return elements * SIZES[self.dtype] + (1 / 8 if self.direction == "backward_bits" else 0)
 
     @property
     def blocks(self) -> int:
@@ -106,26 +90,27 @@ class Kernel(NamedTuple):
         return 65536 // (256 * (-(-self.registers // 8) * 8))
 
     def share(self, gpu: Gpu) -> float:
-        """Return the time of the busiest pipe, over the memory's time."""
-        return gpu.share(self.slots, self.traffic)
+        """Return the time of the busiest pipe, over the time in which memory moves the bytes."""
+        slots_a_second = gpu.multiprocessors * 4 * 32 * gpu.gigahertz * 1e9
+        return self.slots / slots_a_second / (self.traffic / (gpu.terabytes * 1e12))
 
     def faults(self) -> list[str]:
         found = [f"{self.spills_in_loop} spills in the loop"] if self.spills_in_loop else []
-        loads, stores = wide_accesses(self.direction, self.size)
+        stores = vectors_at_once(self.direction, self.dtype)
+        loads = stores * inputs(self.direction)
         if (self.loads, self.stores) != (loads, stores):
             found.append(f"{self.loads} and {self.stores} of {loads} loads and {stores} stores")
         return found
 
 
-def vectors_at_once(direction: str, size: int) -> int:
-    """Return how many vectors of each input a step takes: Note [Whole tiles and others]."""
-    return 2 if size == 2 and direction.startswith("backward") else 4
+def inputs(direction: str) -> int:
+    """Return how many tensors a kernel reads: x, and in backward dy, unless bits replace x."""
+    return 2 if direction in ("backward", "backward_output") else 1
 
 
-def wide_accesses(direction: str, size: int) -> tuple[int, int]:
-    """Return how many 128-bit loads and stores a step takes."""
-    vectors = vectors_at_once(direction, size)
-    return vectors * TRAFFIC[direction][1], vectors
+def vectors_at_once(direction: str, dtype: str) -> int:
+    """Return how many vectors of each tensor a step takes: Note [Whole tiles and others]."""
+    return 2 if SIZES[dtype] == 2 and direction.startswith("backward") else 4
 
 
 def run(*command: str) -> str:
@@ -162,38 +147,26 @@ def examine(source: Path, architecture: str, folder: str) -> list[Kernel]:
         )
         if what is None:
             continue  # curvature, which has no tiles
-        dtype, size = DTYPES[what[3]]
+        dtype = DTYPES[what[3]]
         direction = what[1] + "_output" * bool(what[4])
         activation = re.sub(r"(?<!^)([A-Z])", r"_\1", what[5] or "").lower()
         activation = activation.replace("log_s", "logs")
-        elements = vectors_at_once(direction, size) * 16 // size
-        loops = sass.main_loops(body, wide_accesses(direction, size)[0])
+        vectors = vectors_at_once(direction, dtype)
+        elements = vectors * 16 // SIZES[dtype]
+        loops = sass.main_loops(body, vectors * inputs(direction))
         directions = ["forward_plain", "forward"] if direction == "forward" else [direction]
         for kind, loop in zip(directions, [*loops, [], []], strict=False):
             slots, pipe = sass.busiest(loop, architecture) if loop else (0, "")
             end = sass.way(body, "STG", "EXIT", loop)
             if kind == "forward":  # through the blocks' protocol
                 end = sass.way(body, "STG", "ATOM", loop) + sass.way(body, "ATOM", "EXIT", loop)
-            kernels.append(
-                Kernel(
-                    architecture,
-                    kind,
-                    dtype,
-                    activation,
-                    what[2] == "true",
-                    size,
-                    int(registers[name]),
-                    sass.count(body, r"STL|LDL"),
-                    sass.count(loop, r"STL|LDL"),
-                    sass.count(loop, r"LDG\S*\.128"),
-                    sass.count(loop, r"STG\S*\.128"),
-                    len(loop) / elements,
-                    slots / elements,
-                    pipe,
-                    sass.way(body, "", r"LDG\S*\.128", loop),
-                    end,
-                )
-            )
+            spills = [sass.count(part, r"STL|LDL") for part in (body, loop)]
+            wide = [sass.count(loop, rf"{access}\S*\.128") for access in ("LDG", "STG")]
+            each = (len(loop) / elements, slots / elements)
+            start = sass.way(body, "", r"LDG\S*\.128", loop)
+            about = (architecture, kind, dtype, activation, what[2] == "true")
+            used = int(registers[name])
+            kernels.append(Kernel(*about, used, *spills, *wide, *each, pipe, start, end))
     return kernels
 
 
@@ -206,7 +179,7 @@ def instructions(kernels: list[Kernel], gpu: str, direction: str) -> str:
     """Return a direction's instructions and shares, by activation, dtype and dropout."""
     found = [k for k in kernels if (k.architecture, k.direction) == (GPUS[gpu][0], direction)]
     by = {(k.activation, k.dtype, k.drops): k for k in found}
-    heads = columns(dtype for dtype, _ in DTYPES.values())
+    heads = columns(SIZES)
     lines = []
     for activation in dict.fromkeys(k.activation for k in found):
         line = [by.get((activation, *column)) for column in heads]
@@ -226,7 +199,7 @@ def blocks(kernels: list[Kernel], gpu: str) -> str:
     lines = []
     for direction in ("forward", "forward_plain", "backward"):
         for drops in (False, True):
-            for dtype, _ in DTYPES.values():
+            for dtype in SIZES:
                 kind = (GPUS[gpu].architecture, direction, drops, dtype)
                 found = [k for k in kernels if (k[0], k.direction, k.drops, k.dtype) == kind]
                 cells = [
@@ -258,14 +231,10 @@ def expectations(kernels: list[Kernel]) -> str:
 
 def page(kernels: list[Kernel]) -> str:
     """Return docs/cuda_kernels.md."""
-    gpus = [
-        [name, f"{gpu.multiprocessors}", f"{gpu.gigahertz} GHz", f"{gpu.terabytes} TB/s"]
-        for name, gpu in GPUS.items()
-    ]
     return rendered(
         ROOT / "tools" / "cuda_kernels.md.j2",
         release=re.findall(r"release ([\d.]+)", run(NVCC, "--version"))[0],
-        gpus=table(["GPU", "multiprocessors", "clock", "memory"], gpus),
+        gpus=GPUS,
         expectations=expectations(kernels),
         architectures={GPUS[gpu].architecture: gpu for gpu in ("H200", "B200")},
         titles=TITLES,

@@ -1,4 +1,4 @@
-"""Holds the timings of tools/gpu_check.py to the budgets of the kernels."""
+"""The table of budgets that gpu_check.py prints: are the kernels as fast as they should be?"""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from benchmarks.markdown import aligned, table
 from benchmarks.results import Call, calls_of
 
+COMPILERS = ("compile", "max-autotune", "cooperative")
 # Rival, with dropout or without (None: both), and the largest ratio allowed of our time to its.
-BUDGETS = [
-    ("copy", None, 1.10),
-    ("eager", None, 1 / 4),
-    *[(name, True, 1 / 1.5) for name in ("compile", "max-autotune", "cooperative")],
-    *[(name, False, 1.0) for name in ("compile", "max-autotune", "cooperative")],
+BUDGETS = [("copy", None, 1.10), ("eager", None, 1 / 4)]
+BUDGETS += [
+    (name, drops, limit) for drops, limit in ((True, 1 / 1.5), (False, 1.0)) for name in COMPILERS
 ]
+DROPOUT = {None: "", True: " with dropout", False: " without dropout"}
 
 
 def ratio(call: Call, rival: str) -> float | None:
@@ -24,38 +24,22 @@ def ratio(call: Call, rival: str) -> float | None:
     return 1 / inverse[0] if inverse else None
 
 
-def held_to_budgets(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each budget the worst call of the largest size, and how many calls exceed it."""
+def shown_budgets(results: dict[str, Any]) -> str:
+    """For each budget the worst call of the largest size, and how many calls exceed the budget."""
     calls = [call for call in calls_of(results) if call.case["place"] == "call"]
     largest = max((call.case["elements"] for call in calls), default=0)
-    found = []
+    calls = [call for call in calls if call.case["elements"] == largest]
+    lines = []
     for direction in ("forward", "backward"):
-        part = [call for call in calls if call.direction == direction]
-        part = [call for call in part if call.case["elements"] == largest]
         for rival, drops, limit in BUDGETS:
             ratios = [
-                (value, f"{call.case['activation']} {call.case['dtype']} p={call.case['p']}")
-                for call in part
-                if drops in (None, call.case["p"] > 0) and (value := ratio(call, rival))
+                (value, "{activation} {dtype} p={p}".format_map(call.case))
+                for call in calls
+                if call.direction == direction and drops in (None, call.case["p"] > 0)
+                if (value := ratio(call, rival))
             ]
             if ratios:
-                budget: dict[str, Any] = {"direction": direction, "rival": rival, "dropout": drops}
-                budget["limit"], (budget["worst"], budget["at"]) = limit, max(ratios)
-                budget["over"], budget["rows"] = sum(r > limit for r, _ in ratios), len(ratios)
-                found.append(budget)
-    return found
-
-
-def shown(budgets: list[dict[str, Any]]) -> str:
-    dropout = {None: "", True: " with dropout", False: " without dropout"}
-    lines = (
-        (
-            f"{b['direction']} / {b['rival']}{dropout[b['dropout']]}",
-            f"{b['limit']:.2f}",
-            f"{b['worst']:.2f}",
-            b["at"],
-            f"{b['over']} of {b['rows']}",
-        )
-        for b in budgets
-    )
+                what, (worst, at) = f"{direction} / {rival}{DROPOUT[drops]}", max(ratios)
+                over = f"{sum(value > limit for value, _ in ratios)} of {len(ratios)}"
+                lines.append([what, f"{limit:.2f}", f"{worst:.2f}", at, over])
     return aligned(table(("our time / the rival's", "budget", "worst", "where", "over"), lines))

@@ -1,14 +1,14 @@
 """Build, test, sanitize and time the CUDA kernels on this machine's GPU: make gpu-check.
 
 Needs no network, but PyTorch, pytest and ninja in the running Python, and CUDA's toolkit.
-Everything ends within --minutes: each step has a share of the time left, and programs that hang are
-killed. On a machine that limits a command to ten minutes, run two commands, in this order:
+Everything ends within --minutes: each step has a share of the time left, and gpu_check.py kills
+programs that hang. If the machine limits a command to ten minutes, run two commands, in this order:
 
     --steps build tests sanitizers
     --steps build timing
 
-The results are one JSON file, saved after every part. The whole logs, one for each step, are beside
---output, or in build/. Exits with 1 if a part failed.
+gpu_check.py saves the results in one JSON file after every part. The logs, one for each step, are
+beside --output, or in build/. The exit status is 1 if a part failed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SELF = Path(__file__).resolve()
 ROOT = SELF.parents[1]
 sys.path.insert(0, str(ROOT))
 # These modules import nothing that is still to be built.
-import gpu_budgets  # noqa: E402
+from gpu_budgets import shown_budgets  # noqa: E402
 from gpu_jobs import Job, excerpt, run_all, start, stop  # noqa: E402
 
 from benchmarks import machine, results  # noqa: E402
@@ -102,19 +102,12 @@ class Check:
             print(excerpt(output, SHOWN))
         print(f"{name:18} {outcome:10} {seconds:6.1f} s  {lines[-1][:120]}", flush=True)
 
-    def run(self, jobs: list[Job], seconds: float, at_once: int = 1) -> list[str]:
-        """The outcomes of jobs that together may take so long."""
-        outcomes: list[str] = []
+    def run(self, jobs: list[Job], seconds: float, at_once: int = 1) -> None:
+        """Run jobs that together may take that many seconds, and note their outcomes."""
         if at_once > 1:  # each with its share of the cores
             threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
             jobs = [replace(job, environment=job.environment | threads) for job in jobs]
-
-        def done(name: str, outcome: str, took: float, output: str) -> None:
-            outcomes.append(outcome)
-            self.note(name, outcome, took, output)
-
-        run_all(jobs, time.monotonic() + min(seconds, self.left()), at_once, done)
-        return outcomes
+        run_all(jobs, time.monotonic() + min(seconds, self.left()), at_once, self.note)
 
     def build(self) -> None:
         environment = {"MAX_JOBS": str(os.cpu_count())}
@@ -122,8 +115,8 @@ class Check:
             major, minor = torch.cuda.get_device_capability()
             environment |= {"ACTREG_CUDA": "1", "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}"}
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-        built = self.run([Job("build", command, environment)], 0.6 * self.left())
-        if built != ["ok"]:
+        self.run([Job("build", command, environment)], 0.6 * self.left())
+        if self.results["steps"][-1]["outcome"] != "ok":
             raise SystemExit("nothing to test: the build did not end well")
         # An error is then reported by the call that causes it, not by some later call.
         smoke = replace(self.test(SMOKE), environment={"CUDA_LAUNCH_BLOCKING": "1"})
@@ -206,13 +199,11 @@ class Check:
                 getattr(self, step)()
 
     def report(self) -> int:
-        self.results["budgets"] = gpu_budgets.held_to_budgets(self.results)
         results.save(self.results, self.path)
-        steps, wrong = self.results["steps"], results.wrong(self.results)
-        bad = ("failed", "timed out", "not run")
-        failed = [s["step"] for s in steps if s["outcome"] in bad]
+        wrong, bad = results.wrong(self.results), ("failed", "timed out", "not run")
+        failed = [s["step"] for s in self.results["steps"] if s["outcome"] in bad]
         if "timing" in self.steps:
-            print(f"\n{gpu_budgets.shown(self.results['budgets'])}\n")
+            print(f"\n{shown_budgets(self.results)}\n")
             print(f"{len(self.results['left_out'])} cases were not measured in time")
             print(f"{len(wrong)} failed or differ from float64:", *wrong[:20], sep="\n")
         print(f"results: {self.path}")
@@ -226,16 +217,15 @@ def end_by(number: int, _: FrameType | None) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--minutes", type=float, default=8.0, help="for everything together")
-    parser.add_argument("--output", type=Path, help="results/gpu-<device>.json")
-    parser.add_argument("--steps", nargs="+", choices=STEPS, help="all of them, on a GPU")
-    parser.add_argument("--tests", nargs="+", metavar="NAME", help="only tests/test_NAME.py")
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu rehearses")
-    more = "options of python -m benchmarks for the timing, in quotes"
-    parser.add_argument("--timing", default="", metavar="OPTIONS", help=more)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("--minutes", type=float, default=8.0, help="for everything together")
+    add("--output", type=Path, help="results/gpu-<device>.json")
+    add("--steps", nargs="+", choices=STEPS, help="all of them, on a GPU")
+    add("--tests", nargs="+", metavar="NAME", help="only tests/test_NAME.py")
+    add("--device", default="cuda", choices=("cuda", "cpu"), help="cpu rehearses")
+    add("--timing", default="", metavar="'OPTIONS'", help="of python -m benchmarks")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no GPU here; --device cpu rehearses")

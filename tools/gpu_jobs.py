@@ -35,14 +35,9 @@ def start(job: Job, log: IO[Any]) -> Process:
     path = os.pathsep.join(filter(None, paths))
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **job.environment}
+    streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
     return subprocess.Popen(
-        job.command,
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
+        job.command, cwd=ROOT, env=environment, start_new_session=True, **streams
     )
 
 
