@@ -60,14 +60,12 @@ def pivot(
         pairs = zip(axes, key, strict=True)
         return [ORDERS[axis].index(v) if axis in ORDERS else v for axis, v in pairs]
 
-    columns = list(dict.fromkeys(column for line in lines.values() for column in line))
-    return table(
-        [*axes, *columns],
-        (
-            [*map(shown, axes, key), *(lines[key].get(column, "") for column in columns)]
-            for key in sorted(lines, key=place)
-        ),
+    head = list(dict.fromkeys(column for line in lines.values() for column in line))
+    keys = sorted(lines, key=place)
+    body = (
+        [*map(shown, axes, key), *(lines[key].get(column, "") for column in head)] for key in keys
     )
+    return table([*axes, *head], body)
 
 
 def ratios(calls: Sequence[Call], *axes: str) -> str:
@@ -117,10 +115,7 @@ def details(calls: Sequence[Call]) -> str:
             memory = bytes_each(row, case["elements"])
             lines.append([*where, name, f"{median} ({low} to {high})", *multiples, *memory])
     head = ["direction", "provider", "time (20 % to 80 %)", "act_reg is faster"]
-    return table(
-        [*axes, *head, "copy = 1", "plain = 1", "kept", "peak", "launches"],
-        lines,
-    )
+    return table([*axes, *head, "copy = 1", "plain = 1", "kept", "peak", "launches"], lines)
 
 
 def steps(calls: Sequence[Call]) -> str:
@@ -128,17 +123,10 @@ def steps(calls: Sequence[Call]) -> str:
     lines = []
     for case, _, _, rows in calls:
         ours, eager, compiled = (rows.get(name, {}) for name in ("act_reg", "eager", "compile"))
-        kept = [f"{row['saved'] / 1e6:.1f} MB" for row in (ours, eager)]
-        lines.append(
-            [
-                f"{NETWORKS[case['place']]}, {case['activation']}",
-                case["dtype"],
-                *(per(row, "plain") for row in (ours, eager, compiled)),
-                faster(eager),
-                faster(compiled),
-                " instead of ".join(kept),
-            ]
-        )
+        name = f"{NETWORKS[case['place']]}, {case['activation']}"
+        multiples = [per(row, "plain") for row in (ours, eager, compiled)]
+        kept = " instead of ".join(f"{row['saved'] / 1e6:.1f} MB" for row in (ours, eager))
+        lines.append([name, case["dtype"], *multiples, faster(eager), faster(compiled), kept])
     head = ["training step", "dtype", "act_reg / plain", "eager / plain", "torch.compile / plain"]
     against = ["act_reg against eager", "act_reg against torch.compile"]
     return table([*head, *against, "kept for backward"], lines)

@@ -19,9 +19,9 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -170,8 +170,8 @@ def examine(source: Path, architecture: str, folder: str) -> list[Kernel]:
     return kernels
 
 
-def columns(names: Iterable[str]) -> dict[tuple[str, bool], str]:
-    """Return the titles of the columns: each name without dropout and with it."""
+def with_dropout(*names: str) -> dict[tuple[str, bool], str]:
+    """Return the titles of columns: each name without dropout and with it."""
     return {(name, drops): name + ", p > 0" * drops for name in names for drops in (False, True)}
 
 
@@ -179,14 +179,14 @@ def instructions(kernels: list[Kernel], gpu: str, direction: str) -> str:
     """Return a direction's instructions and shares, by activation, dtype and dropout."""
     found = [k for k in kernels if (k.architecture, k.direction) == (GPUS[gpu][0], direction)]
     by = {(k.activation, k.dtype, k.drops): k for k in found}
-    heads = columns(SIZES)
+    heads = with_dropout(*SIZES)
     lines = []
     for activation in dict.fromkeys(k.activation for k in found):
-        line = [by.get((activation, *column)) for column in heads]
-        cells = [
-            f"{k.instructions:.0f} ({100 * k.share(GPUS[gpu]):.0f} %)" if k else "" for k in line
-        ]
-        lines.append([activation or "any", *cells])
+        line = [activation or "any"]
+        for column in heads:
+            k = by.get((activation, *column))
+            line.append(f"{k.instructions:.0f} ({100 * k.share(GPUS[gpu]):.0f} %)" if k else "")
+        lines.append(line)
     return table(["activation", *heads.values()], lines)
 
 
@@ -197,16 +197,13 @@ def span(values: list[int]) -> str:
 def blocks(kernels: list[Kernel], gpu: str) -> str:
     """Return what a block is and costs, over the activations."""
     lines = []
-    for direction in ("forward", "forward_plain", "backward"):
-        for drops in (False, True):
-            for dtype in SIZES:
-                kind = (GPUS[gpu].architecture, direction, drops, dtype)
-                found = [k for k in kernels if (k[0], k.direction, k.drops, k.dtype) == kind]
-                cells = [
-                    span([getattr(k, column) for k in found])
-                    for column in ("registers", "blocks", "start", "end")
-                ]
-                lines.append([TITLES[direction].lower() + ", p > 0" * drops, dtype, *cells])
+    shown = ("forward", "forward_plain", "backward")
+    for direction, drops, dtype in product(shown, (False, True), SIZES):
+        kind = (GPUS[gpu].architecture, direction, drops, dtype)
+        found = [k for k in kernels if (k[0], k.direction, k.drops, k.dtype) == kind]
+        columns = ("registers", "blocks", "start", "end")
+        cells = [span([getattr(k, column) for k in found]) for column in columns]
+        lines.append([TITLES[direction].lower() + ", p > 0" * drops, dtype, *cells])
     head = ["kernel", "dtype", "registers", "blocks", "instructions before the loop", "after it"]
     return table(head, lines)
 
@@ -214,18 +211,15 @@ def blocks(kernels: list[Kernel], gpu: str) -> str:
 def expectations(kernels: list[Kernel]) -> str:
     """Return how long 2^26 elements should take on each GPU."""
     by = {(k.architecture, k.direction, k.dtype, k.activation, k.drops): k for k in kernels}
-    heads = columns(("relu", "gelu"))
+    heads = with_dropout("relu", "gelu")
     lines = []
-    for name, gpu in GPUS.items():
-        for direction in ("forward", "backward"):
-            for dtype in ("float32", "bfloat16"):
-                found = [by[(gpu.architecture, direction, dtype, *column)] for column in heads]
-                memory = 2**26 * found[0].traffic / gpu.terabytes / 1e6
-                cells = [
-                    f"{max(1, share) * memory:.0f} us ({100 * share:.0f} %)"
-                    for share in (k.share(gpu) for k in found)
-                ]
-                lines.append([name, direction, dtype, f"{memory:.0f} us", *cells])
+    for name, direction, dtype in product(GPUS, ("forward", "backward"), ("float32", "bfloat16")):
+        gpu = GPUS[name]
+        found = [by[(gpu.architecture, direction, dtype, *column)] for column in heads]
+        memory = 2**26 * found[0].traffic / gpu.terabytes / 1e6
+        shares = [k.share(gpu) for k in found]
+        cells = [f"{max(1, s) * memory:.0f} us ({100 * s:.0f} %)" for s in shares]
+        lines.append([name, direction, dtype, f"{memory:.0f} us", *cells])
     return table(["GPU", "kernel", "dtype", "memory", *heads.values()], lines)
 
 
@@ -253,10 +247,7 @@ def main() -> int:
         parser.error(f"--markdown needs --arch all, or {' '.join(SHOWN)}")
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     jobs = [(source, architecture) for architecture in architectures for source in sources]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ThreadPoolExecutor(os.cpu_count()) as workers,
-    ):
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as workers:
         parts = workers.map(lambda job: examine(*job, folder), jobs)
         kernels = [kernel for part in parts for kernel in part]
     print(f"{'kernel':44} registers spills loads stores instructions start end  % of memory's time")

@@ -78,7 +78,7 @@ class Check:
         self.path: Path = options.output or default_path(here, steps)
         self.logs: Path = options.output or ROOT / "build" / self.path.name
         self.logs.parent.mkdir(parents=True, exist_ok=True)
-        self.results = results.collect(here, " ".join(["python", *sys.argv]), "gpu", [], [])
+        self.results = results.collect(here, " ".join(["python", *sys.argv]), "gpu", [])
         self.results["steps"] = []
         self.step = ""
         self.timed, self.fill_log = self.beside("timed.json"), self.beside("fill.log")

@@ -33,8 +33,7 @@ PIPES_OF: dict[str, Pipes] = {
     "sm_80": {**PIPES, "fma": (2, PIPES["fma"][1]), "double": (4, PIPES["double"][1])},
     "sm_120": {**PIPES, "double": (64, PIPES["double"][1])},
 }
-_LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);")
-_FUNCTION = re.compile(r"^\s*Function : (\S+)")
+_LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", re.MULTILINE)
 
 
 class Instruction(NamedTuple):
@@ -61,20 +60,15 @@ def busiest(body: Body, architecture: str) -> tuple[int, str]:
 
 def functions(listing: str) -> Iterator[tuple[str, Body]]:
     """Yield each function of a listing by cuobjdump -sass: its mangled name and instructions."""
-    name, body = "", []
-    for line in listing.splitlines():
-        if found := _FUNCTION.match(line):
-            if body:
-                yield name, body
-            name, body = found[1], []
-        elif found := _LINE.match(line):
-            text = found[2].strip()
+    for part in listing.split("Function : ")[1:]:
+        name, _, lines = part.partition("\n")
+        body = []
+        for address, text in _LINE.findall(lines):
             guard = re.match(r"@!?U?P\w+\s+", text)
             opcode, _, operands = text[guard.end() if guard else 0 :].partition(" ")
             guarded = guard is not None and not guard[0].startswith("@PT")
-            body.append(Instruction(int(found[1], 16), guarded, opcode, operands.strip()))
-    if body:
-        yield name, body
+            body.append(Instruction(int(address, 16), guarded, opcode, operands.strip()))
+        yield name.strip(), body
 
 
 def _successors(body: Body) -> list[list[int]]:

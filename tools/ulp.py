@@ -1,6 +1,6 @@
 """Find the largest errors of the CPU's kernels by trying every float: make ulp.
 
-Writes docs/accuracy.md, which explains what is measured. accuracy.md.j2 has the text and the tables.
+Writes docs/accuracy.md from accuracy.md.j2. The page explains what is measured.
 The package computes y and, for dy = 1, dx = act'(x), in the instruction set that
 ATEN_CPU_CAPABILITY names. tests/exact.cpp, a library, computes the truth and counts the errors.
 Processes of one thread each take intervals of the 2^32 bit patterns. The best instruction set (or
