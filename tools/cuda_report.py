@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sass
 
@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.markdown import rendered, table  # noqa: E402
 
 NVCC = os.environ.get("NVCC", "nvcc")
+KERNEL = r"(\w+)_kernel<(true|false), (?:\w+::)?(\w+)(?:, (\w+::OfOutput<)?\w+::(\w+))?>"
 DTYPES = {"float": "float32", "double": "float64", "Half": "float16", "BFloat16": "bfloat16"}
 SIZES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}  # bytes of an element
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "sm_120"]
@@ -142,9 +143,7 @@ def examine(source: Path, architecture: str, folder: str) -> list[Kernel]:
     plain = run("c++filt", *bodies).splitlines()
     kernels = []
     for (name, body), text in zip(bodies.items(), plain, strict=True):
-        what = re.search(
-            r"(\w+)_kernel<(true|false), (?:\w+::)?(\w+)(?:, (\w+::OfOutput<)?\w+::(\w+))?>", text
-        )
+        what = re.search(KERNEL, text)
         if what is None:
             continue  # curvature, which has no tiles
         dtype = DTYPES[what[3]]
@@ -170,16 +169,12 @@ def examine(source: Path, architecture: str, folder: str) -> list[Kernel]:
     return kernels
 
 
-def with_dropout(*names: str) -> dict[tuple[str, bool], str]:
-    """Return the titles of columns: each name without dropout and with it."""
-    return {(name, drops): name + ", p > 0" * drops for name in names for drops in (False, True)}
-
-
 def instructions(kernels: list[Kernel], gpu: str, direction: str) -> str:
     """Return a direction's instructions and shares, by activation, dtype and dropout."""
     found = [k for k in kernels if (k.architecture, k.direction) == (GPUS[gpu][0], direction)]
     by = {(k.activation, k.dtype, k.drops): k for k in found}
-    heads = with_dropout(*SIZES)
+    pairs = product(SIZES, (False, True))
+    heads = {(dtype, drops): dtype + ", p > 0" * drops for dtype, drops in pairs}
     lines = []
     for activation in dict.fromkeys(k.activation for k in found):
         line = [activation or "any"]
@@ -190,50 +185,25 @@ def instructions(kernels: list[Kernel], gpu: str, direction: str) -> str:
     return table(["activation", *heads.values()], lines)
 
 
-def span(values: list[int]) -> str:
+def span(kernels: list[Kernel], column: str) -> str:
+    """Return the least and the greatest number that the kernels have in a column."""
+    values = [getattr(k, column) for k in kernels]
     return " to ".join(map(str, dict.fromkeys((min(values), max(values)))))
-
-
-def blocks(kernels: list[Kernel], gpu: str) -> str:
-    """Return what a block is and costs, over the activations."""
-    lines = []
-    shown = ("forward", "forward_plain", "backward")
-    for direction, drops, dtype in product(shown, (False, True), SIZES):
-        kind = (GPUS[gpu].architecture, direction, drops, dtype)
-        found = [k for k in kernels if (k[0], k.direction, k.drops, k.dtype) == kind]
-        columns = ("registers", "blocks", "start", "end")
-        cells = [span([getattr(k, column) for k in found]) for column in columns]
-        lines.append([TITLES[direction].lower() + ", p > 0" * drops, dtype, *cells])
-    head = ["kernel", "dtype", "registers", "blocks", "instructions before the loop", "after it"]
-    return table(head, lines)
-
-
-def expectations(kernels: list[Kernel]) -> str:
-    """Return how long 2^26 elements should take on each GPU."""
-    by = {(k.architecture, k.direction, k.dtype, k.activation, k.drops): k for k in kernels}
-    heads = with_dropout("relu", "gelu")
-    lines = []
-    for name, direction, dtype in product(GPUS, ("forward", "backward"), ("float32", "bfloat16")):
-        gpu = GPUS[name]
-        found = [by[(gpu.architecture, direction, dtype, *column)] for column in heads]
-        memory = 2**26 * found[0].traffic / gpu.terabytes / 1e6
-        shares = [k.share(gpu) for k in found]
-        cells = [f"{max(1, s) * memory:.0f} us ({100 * s:.0f} %)" for s in shares]
-        lines.append([name, direction, dtype, f"{memory:.0f} us", *cells])
-    return table(["GPU", "kernel", "dtype", "memory", *heads.values()], lines)
 
 
 def page(kernels: list[Kernel]) -> str:
     """Return docs/cuda_kernels.md."""
+
+    def find(**wanted: Any) -> list[Kernel]:
+        return [k for k in kernels if all(getattr(k, name) == wanted[name] for name in wanted)]
+
+    values = {"gpus": GPUS, "titles": TITLES, "dtypes": SIZES}
+    values |= {"find": find, "span": span, "product": product}
     return rendered(
         ROOT / "tools" / "cuda_kernels.md.j2",
         release=re.findall(r"release ([\d.]+)", run(NVCC, "--version"))[0],
-        gpus=GPUS,
-        expectations=expectations(kernels),
-        architectures={GPUS[gpu].architecture: gpu for gpu in ("H200", "B200")},
-        titles=TITLES,
-        blocks=partial(blocks, kernels),
         instructions=partial(instructions, kernels),
+        **values,
     )
 
 
@@ -265,11 +235,9 @@ def main() -> int:
     for architecture in architectures:
         found = [k for k in kernels if k.architecture == architecture]
         one_each = [k for k in found if k.direction != "forward_plain"]
-        print(
-            f"{len(one_each)} kernels for {architecture}, "
-            f"{sum(bool(k.spills) for k in one_each)} spill outside their loop, "
-            f"{sum(bool(k.faults()) for k in found)} failed"
-        )
+        spills, failed = sum(k.spills > 0 for k in one_each), sum(bool(k.faults()) for k in found)
+        kinds = f"{len(one_each)} kernels for {architecture}, {spills} spill outside their loop"
+        print(f"{kinds}, {failed} failed")
     if arguments.markdown:
         (ROOT / "docs" / "cuda_kernels.md").write_text(page(kernels))
     return 1 if bad or not kernels else 0

@@ -7,6 +7,7 @@ loads and a 128-bit store on it.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -110,30 +111,25 @@ def _shortest(
     starts: Collection[Any], ends: Collection[Any], after: Callable[[Any], Iterable[Any]]
 ) -> list[Any] | None:
     """Return the shortest path from a start to an end, without the start; None if there is none."""
-    previous = dict.fromkeys(starts)
-    level = sorted(starts)
-    while level:
-        following = []
-        for state in level:
-            if state in ends:
-                path = []
-                while state not in starts:
-                    path.append(state)
-                    state = previous[state]
-                return path
-            for new in after(state):
-                if new not in previous:
-                    previous[new] = state
-                    following.append(new)
-        level = sorted(following)
+    previous = dict.fromkeys(sorted(starts))
+    queue = deque(previous)
+    while queue:
+        state = queue.popleft()
+        if state in ends:
+            path = []
+            while state not in starts:
+                path.append(state)
+                state = previous[state]
+            return path
+        for new in after(state):
+            if new not in previous:
+                previous[new] = state
+                queue.append(new)
     return None
 
 
 def main_loops(body: Body, loads: int) -> list[Body]:
-    """Return the cycles with so many 128-bit loads and a 128-bit store, the shortest first.
-
-    One cycle for each place that has the stores.
-    """
+    """Return a cycle for each place with 128-bit stores and that many loads, the shortest first."""
     successors = _successors(body)
     wide = [(found := re.match(r"(LDG|STG)\S*\.128", i.name)) and found[1] for i in body]
 
@@ -143,15 +139,12 @@ def main_loops(body: Body, loads: int) -> list[Body]:
             yield i, min(state[1] + (wide[i] == "LDG"), loads)
 
     cycles: list[list[int]] = []
-    stores = [i for i, kind in enumerate(wide) if kind == "STG"]
-    while stores:
-        path = _shortest([(stores[0], 0)], [(stores[0], loads)], after) or []
-        cycle = sorted({i for i, _ in path})
-        if cycle and len(cycle) == len(path):  # else it is a second lap
-            cycles.append(cycle)
-        else:
-            cycle = []
-        stores = [store for store in stores[1:] if store not in cycle]
+    for store in (i for i, kind in enumerate(wide) if kind == "STG"):
+        if not any(store in cycle for cycle in cycles):
+            path = _shortest([(store, 0)], [(store, loads)], after) or []
+            cycle = sorted({i for i, _ in path})
+            if cycle and len(cycle) == len(path):  # else it is a second lap
+                cycles.append(cycle)
     return [[body[i] for i in cycle] for cycle in sorted(cycles, key=len)]
 
 
