@@ -137,15 +137,6 @@ def tail_points(limit):
     return zs, np.array([tail_over_gaussian(z) for z in zs])
 
 
-def show_tail(kind, degree):
-    """Fit and print the normal tail."""
-    zs, values = tail_points(LIMIT[kind])
-    bottom = denominator(zs, values, degree + 1, kind)
-    values = values * (np.array(bottom) @ powers(zs, degree + 1))
-    show_fit("kTailTop", kind, powers(zs, degree), values, 1 / values, [HALF])
-    show("kTailBottom", kind, bottom)
-
-
 def show_short():
     """Fit and print the tables for results of 11 bits, in float."""
     exp2_degree, exp_degree, log_degree, tail_degree = SHORT
@@ -185,7 +176,11 @@ def show_precise(kind, exp_degree, log_degree, tail_degree):
     logs = 2 * np.array([mp.atanh(s) for s in roots])
     values, weights = (logs / roots - 2) / roots**2, roots**3 / logs
     show_fit("kLog1p", kind, powers(roots**2, log_degree), values, weights)
-    show_tail(kind, tail_degree)
+    zs, values = tail_points(LIMIT[kind])
+    bottom = denominator(zs, values, tail_degree + 1, kind)
+    values = values * (np.array(bottom) @ powers(zs, tail_degree + 1))
+    show_fit("kTailTop", kind, powers(zs, tail_degree), values, 1 / values, [HALF])
+    show("kTailBottom", kind, bottom)
     print("};")
 
 
@@ -196,8 +191,7 @@ def main():
         for kind, degrees in DEGREES.items():
             show_precise(kind, *degrees)
         show_short()
-    end = "\n}  // namespace math\n}  // namespace actreg\n"
-    HEADER.write_text(f"{head}{tables.getvalue()}{end}")
+    HEADER.write_text(head + tables.getvalue() + "\n}  // namespace math\n}  // namespace actreg\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 """Plant faults, one at a time, and see the tests catch them: make mutate [ARGS="-k dropout"].
 
 faults.toml lists the faults. mutate.py plants one of each kind; with --all it plants every fault.
-
-A check that was never seen to fail proves nothing. mutate.py works in copies of the tree and throws
-them away. It compiles again only what a fault changes, for the instruction set without flags
-(ATEN_CPU_CAPABILITY=default), and takes everything else from the last build. It exits with 1 if a
-fault survives, does not compile, or is no longer found in the source.
+mutate.py works in copies of the tree, and compiles again only what a fault changes, for the
+instruction set without flags (ATEN_CPU_CAPABILITY=default). The exit status is 1 if a fault
+survives, does not compile, or is no longer found in the source.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,14 +85,13 @@ def main() -> int:
     start, missed = time.perf_counter(), 0
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.j) as workers:
         copies: dict[Path, queue.Queue[Copy]] = {NATIVE: queue.Queue(), EMULATION: queue.Queue()}
-        for build, waiting in copies.items():
-            for i in range(arguments.j):
-                waiting.put(Copy(Path(folder, f"{build.parent.name}-{i}"), build))
+        for (build, free), i in product(copies.items(), range(arguments.j)):
+            free.put(Copy(Path(folder, f"{build.parent.name}-{i}"), build))
 
-        def attempt(build: Path, method: Callable[[Copy, Any], str], argument: Any) -> str:
+        def attempt(build: Path, what: Callable[[Copy, Any], str], argument: Any) -> str:
             copy = copies[build].get()
             try:
-                return method(copy, argument)
+                return what(copy, argument)
             finally:
                 copies[build].put(copy)
 

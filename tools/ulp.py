@@ -55,10 +55,6 @@ class Found(NamedTuple):
     nearest: int = 0  # how many are at most half an ulp off
     count: int = 0  # how many were tried
 
-    @property
-    def share(self) -> str:
-        return f"{100 * self.nearest / self.count:.1f} %"
-
     def __or__(self, other: Found) -> Found:
         worse = max(self, other, key=lambda found: found.worst)
         return Found(*worse[:2], self.nearest + other.nearest, self.count + other.count)
@@ -232,15 +228,12 @@ def run(
             if of_output and not output_tells(variant):
                 continue
             start, name = time.perf_counter(), variant["activation"]
-            tasks = [
-                Task(variant, is_eager, of_output, first, stride) for first in range(0, 2**32, TASK)
-            ]
+            firsts = range(0, 2**32, TASK)
+            tasks = [Task(variant, is_eager, of_output, first, stride) for first in firsts]
             parts = zip(*workers.map(sweep, tasks), strict=True)
             whole, bent = (reduce(merged, part) for part in parts)
-            others = [
-                workers.submit(measure_other, variant, is_eager, dtype)
-                for dtype in (() if of_output else OTHER_DTYPES)
-            ]
+            dtypes = () if of_output else OTHER_DTYPES
+            others = [workers.submit(measure_other, variant, is_eager, dtype) for dtype in dtypes]
             rows.append(Row(name, whole, bent, [other.result() for other in others]))
             errors = " and ".join(f"{found.worst:.4g} at {found.at:.9g}" for found in whole)
             what = f"PyTorch {capability}" if is_eager else capability
