@@ -16,6 +16,7 @@ import multiprocessing
 import shlex
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ LATEST = machine.ROOT / "build" / "benchmarks.json"
 LEGEND = """\
 act_reg is faster: how many times; copy = 1, plain = 1: the time as a multiple of theirs;
 kept, peak: bytes for each element, kept for backward and at most at one time."""
-AXES = ("places", "directions", "sizes", "dtypes", "activations", "p", "penalties", "providers")
 
 
 def elements(text: str) -> int:
@@ -73,7 +73,7 @@ def _has_gpu() -> bool:
 
 def sliced(options: argparse.Namespace) -> list[cases.Slice]:
     """The preset, narrowed by the options."""
-    axes = {axis: getattr(options, axis) for axis in AXES}
+    axes = {axis.name: getattr(options, axis.name, None) for axis in fields(cases.Slice)}
     if axes["activations"] == ["all"]:
         axes["activations"] = cases.EVERY
     return cases.narrowed(cases.PRESETS[options.preset], axes)

@@ -90,9 +90,8 @@ class Subject:
     def _copy(self, direction: str, x: Tensor) -> Callable[[], object]:
         if direction == "forward":
             return x.clone
-        if direction == "backward":
-            return partial(torch.add, x, self.dy)
-        return lambda: (x.clone(), torch.add(x, self.dy))
+        add = partial(torch.add, x, self.dy)
+        return add if direction == "backward" else lambda: (x.clone(), add())
 
     def _backward(self, x: Tensor) -> Callable[[], object]:
         outputs = self.call(x)

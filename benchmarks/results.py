@@ -66,9 +66,7 @@ def summary(laps: dict[str, Laps], name: str) -> Json:
 
 def finished(results: Json) -> Json:
     """Without the single laps, which are not saved."""
-    groups = [
-        {part: group[part] for part in group if part != "laps"} for group in results["groups"]
-    ]
+    groups = [{k: v for k, v in group.items() if k != "laps"} for group in results["groups"]]
     return {**results, "groups": groups}
 
 

@@ -36,12 +36,10 @@ class Session:
         """
         if self.seconds is None:
             return [plan]
-        passes = [
-            [replace(p, providers=[n for n in p.providers if n not in COMPILED]) for p in plan]
-        ]
+        passes = [limited(plan, [name for name in PROVIDERS if name not in COMPILED])]
         for name in COMPILED:
-            rivals = ["act_reg", name]
-            passes.append([replace(p, providers=rivals) for p in plan if name in p.providers])
+            rest = [item for item in plan if name in item.providers]
+            passes.append(limited(rest, ["act_reg", name]))
         return list(filter(None, passes))
 
     def groups(self, plan: list[Planned]) -> Iterator[Group]:
@@ -121,8 +119,12 @@ def sit(session: Session, plan: list[Planned], found: dict[str, Any], path: Path
     return found
 
 
-def chosen(plan: list[Planned], device: str) -> list[Planned]:
-    """The plan for the providers of this device, in their order."""
-    present = [name for name, provider in PROVIDERS.items() if device in provider.on]
-    found = [replace(item, providers=[n for n in present if n in item.providers]) for item in plan]
+def limited(plan: list[Planned], names: list[str]) -> list[Planned]:
+    """The plan for these providers, in their order."""
+    found = [replace(item, providers=[n for n in names if n in item.providers]) for item in plan]
     return [item for item in found if item.providers]
+
+
+def chosen(plan: list[Planned], device: str) -> list[Planned]:
+    """The plan for the providers of this device."""
+    return limited(plan, [name for name in PROVIDERS if device in PROVIDERS[name].on])

@@ -17,10 +17,8 @@ ORDERS = {"activation": cases.EVERY, "dtype": cases.DTYPES, "penalty": tuple(cas
 
 def duration(seconds: float) -> str:
     """Three digits."""
-    for limit, unit, name in UNITS:
-        if seconds < limit:
-            return f"{seconds / unit:#.3g}".rstrip(".") + f" {name}"
-    raise ValueError(seconds)
+    unit, name = next((unit, name) for limit, unit, name in UNITS if seconds < limit)
+    return f"{seconds / unit:#.3g}".rstrip(".") + f" {name}"
 
 
 def number(value: float) -> str:
@@ -61,10 +59,9 @@ def pivot(
         return [ORDERS[axis].index(v) if axis in ORDERS else v for axis, v in pairs]
 
     head = list(dict.fromkeys(column for line in lines.values() for column in line))
-    keys = sorted(lines, key=place)
-    body = (
-        [*map(shown, axes, key), *(lines[key].get(column, "") for column in head)] for key in keys
-    )
+    body = []
+    for key in sorted(lines, key=place):
+        body.append([*map(shown, axes, key), *(lines[key].get(column, "") for column in head)])
     return table([*axes, *head], body)
 
 
@@ -86,7 +83,7 @@ def memory(calls: Sequence[Call]) -> str:
 
     def cells(call: Call) -> dict[str, str]:
         return {
-            f"{name}: kept, peak": ", ".join(filter(None, bytes_each(row, call.case["elements"])))
+            f"{name}: kept, peak": ", ".join(bytes_each(row, call.case["elements"])[:2])
             for name, row in call.rows.items()
             if "saved" in row
         }
