@@ -35,7 +35,7 @@ help:  ## list the targets and the variables
 	@echo '  TORCH_INDEX=https://download.pytorch.org/whl/cpu   on Linux: PyTorch without CUDA, much smaller'
 	@echo '  CUDA_TORCH=2.11.0   the PyTorch of cuda-torch, instead of $(CUDA_TORCH)'
 	@echo '  CUDA_ARCH_LIST=     what setup.py builds for, in cuda-torch, instead of $(CUDA_ARCH_LIST)'
-	@echo '  ARGS="-k dropout"   options for what runs: tests, demo, mutations, benchmark, ...'
+	@echo '  ARGS="-k dropout"   options for what runs: tests, demo, faults, benchmark, ...'
 	@echo '  ARGS="--steps build timing"   for gpu-check: only these steps; --minutes limits them all'
 
 test: .venv/built  ## run the tests

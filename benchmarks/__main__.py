@@ -16,6 +16,7 @@ import multiprocessing
 import shlex
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from .session import Session, chosen, sit
 from .timing import PACES, Pace
 
 LATEST = machine.ROOT / "build" / "benchmarks.json"
-AXES = ("places", "directions", "sizes", "dtypes", "activations", "p", "penalties", "providers")
+LEGEND = """\
+act_reg is faster: how many times; copy = 1, plain = 1: the time as a multiple of theirs;
+kept, peak: bytes for each element, kept for backward and at most at one time."""
 
 
 def elements(text: str) -> int:
@@ -38,11 +41,8 @@ def elements(text: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    made = argparse.ArgumentParser("python -m benchmarks", description=__doc__, formatter_class=raw)
     add = made.add_argument
     add("--preset", choices=list(cases.PRESETS), default="published")
     add("--quick", dest="preset", action="store_const", const="quick", help="--preset quick")
@@ -73,7 +73,7 @@ def _has_gpu() -> bool:
 
 def sliced(options: argparse.Namespace) -> list[cases.Slice]:
     """The preset, narrowed by the options."""
-    axes = {axis: getattr(options, axis) for axis in AXES}
+    axes = {axis.name: getattr(options, axis.name, None) for axis in fields(cases.Slice)}
     if axes["activations"] == ["all"]:
         axes["activations"] = cases.EVERY
     return cases.narrowed(cases.PRESETS[options.preset], axes)
@@ -85,9 +85,9 @@ def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
     here = machine.describe(options.device) | {"processes": options.processes}
     if here["before"]["load"] > 0.5:
         print(f"Other programs use this machine: load {here['before']['load']}", file=sys.stderr)
-    plan, absent = chosen(cases.plan(slices), options.device)
+    plan = chosen(cases.plan(slices), options.device)
     lines = [part.describe() for part in slices]
-    found = results.collect(here, command, options.preset, lines, absent)
+    found = results.collect(here, command, options.preset, lines)
     if not options.no_fill:
         compilation.fill(plan, options.device)
     pace = PACES[options.preset]
@@ -119,18 +119,14 @@ def main(argv: list[str] | None = None) -> int:
     if options.processes < 1:
         made.error(f"--processes must be at least 1, not {options.processes}")
     if options.fill_only:
-        plan, _ = chosen(cases.plan(sliced(options)), options.device)
+        plan = chosen(cases.plan(sliced(options)), options.device)
         return 1 if compilation.fill(plan, options.device) else 0
     if options.results:
         found = results.load(options.results)
     else:
         found = measure(options, shlex.join(["python", "-m", "benchmarks", *argv]))
     calls = results.calls_of(found)
-    print(*found["slices"], markdown.aligned(tables.details(calls)), sep="\n")
-    print(
-        "act_reg is faster: how many times; copy = 1, plain = 1: the time as a multiple of theirs;"
-    )
-    print("kept, peak: bytes for each element, kept for backward and at most at one time.")
+    print(*found["slices"], markdown.aligned(tables.details(calls)), LEGEND, sep="\n")
     print(*(f"not timed: {line}" for line in results.wrong(found)), sep="\n")
     slower = False
     if options.compare:

@@ -23,9 +23,7 @@ from .machine import ROOT
 from .markdown import table
 
 CALLS = 500  # whose instructions are counted and divided by their number
-SMALL = (
-    "import torch; from actreg_ext.functional import act_reg; x = torch.randn(16); w = x.clone()"
-)
+SMALL = "import torch; from actreg_ext.functional import act_reg; x = torch.randn(16)"
 GRADIENT = f"{SMALL}; x.requires_grad_()"
 STATEMENTS = {
     "`x.relu()`": ("x.relu()", SMALL),
@@ -100,8 +98,7 @@ def every_kernel(inputs: list[torch.Tensor], state: torch.Tensor) -> None:
 def kernels() -> str:
     loops: Counter[tuple[str, ...]] = Counter()
     drawn = 0
-    statement = "every_kernel(inputs, state)"
-    for n, function in counted(statement, KERNELS, 1, collect_baseline=False):
+    for n, function in counted("every_kernel(inputs, state)", KERNELS, 1, collect_baseline=False):
         if found := LOOP.search(function):
             dtype, direction, drops = found.group("dtype", "direction", "drops")
             direction = OF_OUTPUT if found["of_output"] else direction

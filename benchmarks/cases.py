@@ -90,26 +90,26 @@ class Planned:
     slices: list[str]
 
 
-def networks(elements: int, dtypes: tuple[str, ...], *providers: str) -> list[Slice]:
-    """Blocks of networks, forward and both passes."""
-    shared: dict[str, Any] = {"dtypes": dtypes, "sizes": (elements,), "providers": providers}
-    shared["directions"] = ("forward", "both")
-    sparse: dict[str, Any] = {"activations": ("relu",), "p": (0.0,), "penalties": ("l1",)}
-    return [
-        Slice("perceptron, transformer", places=("mlp", "ffn"), p=(0.1,), **shared),
-        Slice("sparse autoencoder", places=("sae",), **sparse, **shared),
-    ]
+# Blocks of networks, forward and both passes.
+_passes: dict[str, Any] = {"directions": ("forward", "both")}
+_sparse: dict[str, Any] = {"activations": ("relu",), "penalties": ("l1",)}
+NETWORKS = (
+    Slice("perceptron, transformer", places=("mlp", "ffn"), p=(0.1,), **_passes),
+    Slice("sparse autoencoder", places=("sae",), p=(0.0,), **_sparse, **_passes),
+)
+# Whole training steps.
+_steps: dict[str, Any] = {"directions": ("step",), "p": (0.1,)}
+STEPS = (
+    Slice("training step", places=("step",), **_steps),
+    Slice("training step, deep", places=("deep",), **_sparse, **_steps),
+)
 
 
-def steps(elements: int, dtypes: tuple[str, ...], *providers: str) -> list[Slice]:
-    """Whole training steps."""
-    shared: dict[str, Any] = {"dtypes": dtypes, "sizes": (elements,), "providers": providers}
-    shared |= {"directions": ("step",), "p": (0.1,)}
-    relu: dict[str, Any] = {"activations": ("relu",), "penalties": ("l1",)}
-    return [
-        Slice("training step", places=("step",), **shared),
-        Slice("training step, deep", places=("deep",), **relu, **shared),
-    ]
+def sized(
+    slices: Sequence[Slice], elements: int, dtypes: tuple[str, ...], *providers: str
+) -> list[Slice]:
+    """The same slices for one size, these dtypes and providers."""
+    return [replace(s, sizes=(elements,), dtypes=dtypes, providers=providers) for s in slices]
 
 
 _common = ("act_reg", "eager", "compile", "plain")
@@ -125,8 +125,7 @@ PRESETS = {
         Slice("activation", **_all, **_quick),
         Slice("dtype", dtypes=DTYPES, **(_quick | {"p": (0.0,)})),
         Slice("penalty", **_terms, **_quick),
-        *networks(2**18, ("float32",), *_common),
-        *steps(2**18, ("float32",), *_common),
+        *sized(NETWORKS + STEPS, 2**18, ("float32",), *_common),
     ],
     "published": [
         Slice("size", p=(0.1,), sizes=SIZES),
@@ -134,9 +133,9 @@ PRESETS = {
         Slice("activation", **_all),
         Slice("dtype", sizes=(2**24,), **_types),
         Slice("penalty", **_terms),
-        *networks(2**20, ("float32", "bfloat16"), *_common, "act_reg-compile"),
+        *sized(NETWORKS, 2**20, ("float32", "bfloat16"), *_common, "act_reg-compile"),
     ],
-    "steps": steps(2**20, ("float32", "bfloat16"), *_common, "act_reg-compile"),
+    "steps": sized(STEPS, 2**20, ("float32", "bfloat16"), *_common, "act_reg-compile"),
     # Where malloc keeps what is freed (machine.keep_memory): no call waits for new pages.
     "reused": [Slice("reused", sizes=(2**22, 2**24), **_types)],
     # For `make gpu-check`: what matters most first, as the time is limited.
@@ -144,8 +143,7 @@ PRESETS = {
         Slice("activation", dtypes=GPU_DTYPES, **_all, **_large),
         Slice("dtype", **(_types | {"dtypes": GPU_DTYPES}), **_large),
         Slice("size", p=(0.1,), sizes=SIZES, providers=_gpu[:4]),
-        *networks(2**24, ("bfloat16",), *_common),
-        *steps(2**24, ("bfloat16",), *_common),
+        *sized(NETWORKS + STEPS, 2**24, ("bfloat16",), *_common),
     ],
 }
 

@@ -68,13 +68,11 @@ def report(found: list[Change]) -> str:
         return "The two files have no case in common."
     counting = [change for change in found if change.verdict()]
     others = [change for change in found if not change.verdict()]
-    lines = [
-        (c.case, f"{c.ratio:.2f}", f"{c.low:.2f} to {c.high:.2f}", c.verdict())
-        for c in counting + others[:SHOWN]
-    ]
+    lines = []
+    for change in counting + others[:SHOWN]:
+        interval = f"{change.low:.2f} to {change.high:.2f}"
+        lines.append((change.case, f"{change.ratio:.2f}", interval, change.verdict()))
     head = ("act_reg's time, as a multiple", "new / old", "interval", "")
+    changed = f"{len(counting)} of {len(found)} cases changed by more than {THRESHOLD - 1:.0%}"
     typical = statistics.median(change.ratio for change in found)
-    return (
-        f"{table(head, lines)}\n\n{len(counting)} of {len(found)} cases changed by more than "
-        f"{THRESHOLD - 1:.0%}; the median ratio is {typical:.3f}."
-    )
+    return f"{table(head, lines)}\n\n{changed}; the median ratio is {typical:.3f}."

@@ -1,7 +1,6 @@
 """Compiles the providers before the timing, in parallel, into the compiler's cache on the disk.
 
-The session then reads from that cache. python -m benchmarks --fill-only does this alone, beside
-other work.
+The session then reads from that cache. python -m benchmarks --fill-only does this alone.
 """
 
 from __future__ import annotations
@@ -49,8 +48,6 @@ def fill(plan: list[Planned], device: str) -> int:
     # Up to ten tensors of float64 for each process, in half of the memory.
     room = machine.free_bytes(device) // 2 // (10 * 8 * largest)
     workers = max(1, min(os.cpu_count() or 1, len(tasks), room))
-    if device == "cuda":  # gpu-check sanitizes meanwhile
-        workers = max(1, workers // 2)
     failures = 0
     spawn = multiprocessing.get_context("spawn")
     # The compiler writes the number of threads into its code: the children have that of the parent.

@@ -1,13 +1,13 @@
-"""Checks a provider against float64 before it is timed.
+"""Checks a provider against float64 before it is timed. docs/performance.md says what is allowed.
 
-Where dropout is random, the check reads off the output which elements were kept. With these known,
-output, penalty and gradient are no longer random. The kept share must be plausible, too.
+The check reads off the output which elements dropout kept. With these known, output, penalty and
+gradient are no longer random. The kept share must be plausible, too.
 """
 
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -34,12 +34,10 @@ def tolerance(dtype: torch.dtype) -> float:
 
 def relative_error(found: Tensors, truth: Tensors) -> float:
     """The largest norm of a difference over the norm of the truth; infinite if there is a NaN."""
-    if len(found) != len(truth):
+    if [a.shape for a in found] != [b.shape for b in truth]:
         return math.inf
     worst = 0.0
     for a, b in zip(found, truth, strict=True):
-        if a.shape != b.shape:
-            return math.inf
         size, off = b.norm().item(), (a.double() - b).norm().item()
         error = off / size if size else off
         worst = max(worst, math.inf if math.isnan(error) else error)
@@ -95,7 +93,8 @@ class Judge:
             # Where the output is 0 either way, the gradient tells.
             rest = gradients[0].double() - of_penalty
             keep = torch.where(can_tell, outputs[0] != 0, (rest - dx).abs() < rest.abs())
-            if not _is_fair(keep[can_tell], share):
+            n, kept = int(can_tell.sum()), int(keep[can_tell].sum())
+            if abs(kept - n * share) > SIGMAS * math.sqrt(n * share * (1 - share)) + 1:
                 return Error(math.inf, math.inf)
             y, dx = (torch.where(keep, t / share, 0.0) for t in (y, dx))
         return compared(outputs, gradients, (y, penalty), (dx + of_penalty,))
@@ -112,18 +111,13 @@ class Judge:
 
 def _exact(case: Case) -> Layer:
     """The reference, without dropout."""
-    options = coefficients(case)
-    return lambda x: reference.act_reg(x, case.activation, reduction="sum", **options)
+    options = {"activation": case.activation, "reduction": "sum", **coefficients(case)}
+    return partial(reference.act_reg, **options)
 
 
 def without_dropout(case: Case) -> Case:
     """The network that is checked in place of the one that is timed."""
     return case._replace(p=0.0, place="mlp" if case.place in TRAINED else case.place)
-
-
-def _is_fair(keep: Tensor, share: float) -> bool:
-    n = keep.numel()
-    return abs(int(keep.sum()) - n * share) <= SIGMAS * math.sqrt(n * share * (1 - share)) + 1
 
 
 def _block_error(case: Case, provider: Provider, timed: Subject) -> Error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -24,14 +25,12 @@ QUERIED = (
 
 def output_of(*command: str) -> str:
     """What a program prints; nothing if it is missing or fails, as this is for the record only."""
-    english = {**os.environ, "LC_ALL": "C"}
+    env = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=30, env=english
-        )
+        ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return ran.stdout.strip() if ran.returncode == 0 else ""
 
 
 def cuda_program(name: str) -> str | None:
@@ -76,13 +75,11 @@ def describe(device: str) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "nvcc": nvcc[0] if nvcc else None,
         }
-    try:
+    with contextlib.suppress(ImportError):  # gpu_check.py has still to build the extension
         from actreg_ext import _C
-    except ImportError:  # still to be built
-        pass
-    else:
-        build = _C.build_info()
-        found |= {"instructions": _C.cpu_capability(), "compiler": str(build["compiler"])}
+
+        compiler = str(_C.build_info()["compiler"])
+        found |= {"instructions": _C.cpu_capability(), "compiler": compiler}
     return found | {"before": state(device)}
 
 

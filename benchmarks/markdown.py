@@ -10,6 +10,8 @@ from typing import Any
 
 import jinja2
 
+BLOCKS: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}  # a tag leaves no empty line
+
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Nothing if there is no line. A column without any cell is left out."""
@@ -28,11 +30,5 @@ def aligned(text: str) -> str:
 
 def rendered(template: Path, **values: Any) -> str:
     """A page from its jinja2 template. What is empty there leaves no empty lines."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template.parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template(template.name).render(values)
-    return re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n"
+    made = jinja2.Template(template.read_text(), undefined=jinja2.StrictUndefined, **BLOCKS)
+    return re.sub(r"\n{3,}", "\n\n", made.render(values)).strip("\n") + "\n"

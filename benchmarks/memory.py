@@ -1,11 +1,8 @@
 """What a call needs: bytes kept for backward, peak memory, and kernel launches.
 
-Kept: the storages that autograd packs in the forward, each counted once, without parameters. An
-input or output that is kept counts, even if the caller holds it as well.
-
-Peak: on a GPU the allocator's high-water mark. On the CPU the running sum of the profiler's
-allocation events: every tensor counts, also inside compiled code and C++; threads and scratch
-memory of libraries do not. Both are above what was allocated before the call.
+docs/performance.md says what counts. The peak on a GPU is the allocator's high-water mark. On the
+CPU the peak is that of the running sum of the profiler's allocation events: every tensor counts,
+also inside compiled code and C++; threads and scratch memory of libraries do not.
 """
 
 from __future__ import annotations
@@ -64,15 +61,12 @@ def launches(call: Callable[[], object], device: str) -> int | None:
         return None
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
     for _ in range(2):  # the first profile of a process may see none
-        if count := sum(map(_is_kernel, _events(call, activities))):
+        events = [e for e in _events(call, activities) if e.device_type().name == "CUDA"]
+        # An annotation covers the kernels of its time.
+        names = [event.name() for event in events if not event.is_user_annotation()]
+        if count := sum(not name.startswith(("Mem", "gpu_")) for name in names):
             return count
     return None
-
-
-def _is_kernel(event: Any) -> bool:
-    """Among all events; an annotation covers the kernels of its time."""
-    is_on_device = event.device_type().name == "CUDA" and not event.is_user_annotation()
-    return is_on_device and not event.name().startswith(("Mem", "gpu_"))
 
 
 def _events(call: Callable[[], object], activities: list[Any], **options: Any) -> list[Any]:

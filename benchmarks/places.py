@@ -6,8 +6,8 @@ docs/benchmarks.md shows how to add a place.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -90,9 +90,8 @@ class Subject:
     def _copy(self, direction: str, x: Tensor) -> Callable[[], object]:
         if direction == "forward":
             return x.clone
-        if direction == "backward":
-            return partial(torch.add, x, self.dy)
-        return lambda: (x.clone(), torch.add(x, self.dy))
+        add = partial(torch.add, x, self.dy)
+        return add if direction == "backward" else lambda: (x.clone(), add())
 
     def _backward(self, x: Tensor) -> Callable[[], object]:
         outputs = self.call(x)
@@ -103,7 +102,7 @@ class Subject:
     def _both(self, x: Tensor) -> object:
         return self.gradients(x, self.call(x), keep=False)
 
-    def _step(self, optimizer: torch.optim.Optimizer, x: Tensor) -> object:
+    def _step(self, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
         y, *penalty = self.call(x)
         loss = y.float().square().mean()
         for term in penalty:
@@ -111,7 +110,6 @@ class Subject:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
-        return None
 
 
 def inputs(case: Case, device: str) -> tuple[list[Tensor], Tensor]:
@@ -160,8 +158,6 @@ def block_of(case: Case, layer: Layer) -> Block | Deep:
         return Block("mlp" if case.place == "step" else case.place, layer)
 
 
-@contextmanager
-def graphs_that_stay() -> Iterator[None]:
+def graphs_that_stay() -> AbstractContextManager[None]:
     """Lets the backward of compiled code run again: its timing needs that."""
-    with torch._functorch.config.patch(donated_buffer=False):
-        yield
+    return torch._functorch.config.patch(donated_buffer=False)  # type: ignore[no-any-return]

@@ -35,14 +35,6 @@ class Provider:
     on: tuple[str, ...] = ("cpu", "cuda")
     share: Callable[[float], float] = lambda p: 1 - p  # of the elements that dropout keeps
 
-    @property
-    def is_copy(self) -> bool:
-        return self.layer is None
-
-    def fits(self, case: Case) -> bool:
-        """Whether the case is one for this provider: a copy cannot stand in for a network."""
-        return case.place == "call" or not self.is_copy
-
 
 def coefficients(case: Case) -> dict[str, Any]:
     l1, l2 = PENALTIES[case.penalty]
@@ -50,9 +42,8 @@ def coefficients(case: Case) -> dict[str, Any]:
 
 
 def fused(case: Case) -> Layer:
-    return partial(
-        act_reg, activation=case.activation, p=case.p, reduction="sum", **coefficients(case)
-    )
+    options = coefficients(case)
+    return partial(act_reg, activation=case.activation, p=case.p, reduction="sum", **options)
 
 
 def function_of(case: Case) -> Callable[[Tensor], Tensor]:
@@ -98,27 +89,19 @@ def kept_share(p: float) -> float:
 _default = {"mode": "default"}
 _tuned = {"mode": "max-autotune-no-cudagraphs"}
 _cooperative = {"options": {"triton.cooperative_reductions": True}}
-_under = "eager under torch.compile"
-PROVIDERS = {
-    provider.name: provider
-    for provider in (
-        Provider("act_reg", "actreg_ext: everything in one pass", fused, share=kept_share),
-        Provider(
-            "act_reg-compile", "act_reg under torch.compile", fused, mode=_default, share=kept_share
-        ),
-        Provider("eager", "PyTorch: activation, abs().sum(), square().sum(), F.dropout", eager),
-        Provider("compile", f"{_under}, default mode", eager, mode=_default),
-        Provider("max-autotune", f"{_under}, max-autotune", eager, mode=_tuned, on=("cuda",)),
-        Provider(
-            "cooperative",
-            f"{_under}, cooperative reductions",
-            eager,
-            mode=_cooperative,
-            on=("cuda",),
-        ),
-        Provider(
-            "plain", "less work: the activation, no penalty, no dropout", plain, regularizes=False
-        ),
-        Provider("copy", "no work: x.clone() forward, torch.add(x, dy) backward", None),
-    )
-}
+_under, _gpu = "eager under torch.compile", ("cuda",)
+_providers = (
+    Provider("act_reg", "actreg_ext: everything in one pass", fused, share=kept_share),
+    Provider(
+        "act_reg-compile", "act_reg under torch.compile", fused, mode=_default, share=kept_share
+    ),
+    Provider("eager", "PyTorch: activation, abs().sum(), square().sum(), F.dropout", eager),
+    Provider("compile", f"{_under}, default mode", eager, mode=_default),
+    Provider("max-autotune", f"{_under}, max-autotune", eager, mode=_tuned, on=_gpu),
+    Provider("cooperative", f"{_under}, cooperative reductions", eager, mode=_cooperative, on=_gpu),
+    Provider(
+        "plain", "less work: the activation, no penalty, no dropout", plain, regularizes=False
+    ),
+    Provider("copy", "no work: x.clone() forward, torch.add(x, dy) backward", None),
+)
+PROVIDERS = {provider.name: provider for provider in _providers}

@@ -1,15 +1,11 @@
-"""Writes README.md's performance section and docs/performance.md from results files.
+"""Writes README.md's performance section and docs/performance.md: python -m benchmarks.report.
 
-python -m benchmarks.report [results/cpu.json ...] [--check]
-
-Without arguments it takes all of results/. --check writes nothing and exits with 1 if a page is
-not what the results say. The prose is in benchmarks/readme.md.j2 and benchmarks/performance.md.j2.
-No number is written by hand.
+All numbers come from the files in results/. The prose is in readme.md.j2 and performance.md.j2.
+tests/test_benchmarks.py checks that the pages are what the results say.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -52,21 +48,16 @@ class Part:
     def where(self) -> str:
         machine = self.machine
         driver = machine["before"].get("nvidia_smi", {}).get("driver_version", "unknown")
-        threads = (
-            f"{machine['instructions']}, {machine['threads']} threads, {machine['cpus']} cores"
-        )
-        what = f"driver {driver}" if self.is_gpu else threads
+        what = "{instructions}, {threads} threads, {cpus} cores".format_map(machine)
+        what = f"driver {driver}" if self.is_gpu else what
         return f"{machine['name']}, {what}, torch {machine['torch']}"
 
 
-def files(root: Path) -> list[Path]:
-    return sorted((root / "results").glob("*.json"))
-
-
-def read(paths: list[Path]) -> list[dict[str, Any]]:
-    """Raises Unfit for what the pages must not show."""
-    found = [load(path) for path in paths]
-    for results, path in zip(found, paths, strict=True):
+def read(root: Path) -> list[dict[str, Any]]:
+    """All results. Raises Unfit for what the pages must not show."""
+    found = []
+    for path in sorted((root / "results").glob("*.json")):
+        found.append(results := load(path))
         check_device(results, path)
         device = results["machine"]["device"]
         if results["preset"] not in PRESETS[device]:
@@ -83,10 +74,7 @@ def texts(found: list[dict[str, Any]], root: Path) -> dict[Path, str]:
     parts = [Part(results) for results in found]
     by_preset = {part.results["preset"]: part for part in parts if not part.is_gpu}
     cpu = by_preset["published"]
-    notes = {}
-    for name in ("overhead", "instructions"):
-        path = root / "benchmarks" / f"{name}.md"
-        notes[name] = path.read_text() if path.exists() else ""
+    counted = {name: root / "benchmarks" / f"{name}.md" for name in ("overhead", "instructions")}
     values = {
         "cpu": cpu,
         "gpu": next((part for part in parts if part.is_gpu), None),
@@ -94,7 +82,7 @@ def texts(found: list[dict[str, Any]], root: Path) -> dict[Path, str]:
         "steps": by_preset.get("steps", cpu),
         "tables": tables,
         "providers": PROVIDERS,
-        **notes,
+        **{name: path.read_text() if path.exists() else "" for name, path in counted.items()},
     }
     readme = (root / README).read_text()
     if re.findall(f"{BEGIN}|{END}", readme) != [BEGIN, END]:
@@ -118,34 +106,20 @@ def stale(found: list[dict[str, Any]], root: Path) -> list[str]:
     return old
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("results", nargs="*", type=Path, help="default: all of results/")
-    parser.add_argument("--check", action="store_true", help="write nothing, print what is stale")
-    parser.add_argument("--root", type=Path, default=ROOT, help="of the checkout")
-    options = parser.parse_args(argv)
-    try:
-        found = read(options.results or files(options.root))
-        if options.check:
-            old = stale(found, options.root)
-            print("\n".join(f"stale: {path}" for path in old) or "All pages match the results.")
-            return 1 if old else 0
-        for path, text in texts(found, options.root).items():
-            (options.root / path).write_text(text)
-            print(path)
-        for results in found:
-            if name := figure.name_of(results):
-                figure.draw(results, options.root / FIGURES / name)
-                print(options.root / FIGURES / name)
-    except Unfit as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+def write(root: Path) -> None:
+    """Write the pages and the figures of a checkout."""
+    found = read(root)
+    for path, text in texts(found, root).items():
+        (root / path).write_text(text)
+        print(path)
+    for results in found:
+        if name := figure.name_of(results):
+            figure.draw(results, root / FIGURES / name)
+            print(FIGURES / name)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        write(ROOT)
+    except Unfit as error:
+        sys.exit(str(error))

@@ -6,12 +6,13 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .timing import Laps, paired, spread, together
 
+Json = dict[str, Any]  # an object of the file
 SCHEMA = 2
 DIGITS = 4  # significant: the times are not better than that
 # A provider's time is also given as a multiple of the time of these, as "per_copy" and so on.
@@ -26,40 +27,23 @@ class Unfit(ValueError):
 class Call(NamedTuple):
     """One case in one direction: what was found for each provider."""
 
-    case: dict[str, Any]
+    case: Json
     direction: str
     slices: list[str]  # the titles of its slices
-    rows: dict[str, dict[str, Any]]
+    rows: dict[str, Json]
 
 
-def collect(
-    machine: dict[str, Any],
-    command: str,
-    preset: str,
-    slices: Iterable[str],
-    absent: Sequence[str],
-) -> dict[str, Any]:
+def collect(machine: Json, command: str, preset: str, slices: Sequence[str]) -> Json:
     """A file without results yet."""
-    return {
-        "schema": SCHEMA,
-        "machine": machine,
-        "command": command,
-        "preset": preset,
-        "slices": list(slices),
-        "absent": list(absent),
-        "left_out": [],
-        "groups": [],
-    }
+    head = {"schema": SCHEMA, "machine": machine, "command": command, "preset": preset}
+    return head | {"slices": slices, "left_out": [], "groups": []}
 
 
-def add(results: dict[str, Any], group: dict[str, Any]) -> None:
+def add(results: Json, group: Json) -> None:
     """Add a group. If another process has measured the case, its rounds are taken together."""
-    for known in results["groups"]:
-        if known["case"] == group["case"]:
-            break
-    else:
-        parts = ("errors", "failed", "memory", "laps", "times")
-        known = {**group, **{part: {} for part in parts}}
+    known = next((old for old in results["groups"] if old["case"] == group["case"]), None)
+    if known is None:
+        known = group | {part: {} for part in ("errors", "failed", "memory", "laps", "times")}
         results["groups"].append(known)
     for part in ("errors", "failed", "memory"):
         known[part] = rounded(group[part]) | known[part]
@@ -69,10 +53,10 @@ def add(results: dict[str, Any], group: dict[str, Any]) -> None:
         known["times"][direction] = {name: rounded(summary(laps, name)) for name in laps}
 
 
-def summary(laps: dict[str, Laps], name: str) -> dict[str, Any]:
+def summary(laps: dict[str, Laps], name: str) -> Json:
     """One provider's time, alone and as a multiple of the time of others."""
     own = laps[name].values()
-    found: dict[str, Any] = {"seconds": spread([lap.device for lap in own]), "rounds": len(own)}
+    found: Json = {"seconds": spread([lap.device for lap in own]), "rounds": len(own)}
     found["host"] = spread([lap.host for lap in own]).median
     for base in BASES:
         if name != base and (ratios := paired(laps[name], laps.get(base, {}))):
@@ -80,12 +64,9 @@ def summary(laps: dict[str, Laps], name: str) -> dict[str, Any]:
     return found
 
 
-def finished(results: dict[str, Any]) -> dict[str, Any]:
+def finished(results: Json) -> Json:
     """Without the single laps, which are not saved."""
-    groups = [
-        {part: found for part, found in group.items() if part != "laps"}
-        for group in results["groups"]
-    ]
+    groups = [{k: v for k, v in group.items() if k != "laps"} for group in results["groups"]]
     return {**results, "groups": groups}
 
 
@@ -100,7 +81,7 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
-def save(results: dict[str, Any], path: Path) -> None:
+def save(results: Json, path: Path) -> None:
     """One line for each group. The old file stays until the new one is complete."""
     results = finished(results)
     head = {key: value for key, value in results.items() if key != "groups"}
@@ -112,7 +93,7 @@ def save(results: dict[str, Any], path: Path) -> None:
     new.replace(path)
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> Json:
     """Raises Unfit for anything but results of this schema."""
     try:
         found = json.loads(path.read_text())
@@ -123,12 +104,12 @@ def load(path: Path) -> dict[str, Any]:
     return found
 
 
-def digest(results: dict[str, Any]) -> str:
+def digest(results: Json) -> str:
     """Marks the figures that were drawn from these results."""
     return hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_device(results: dict[str, Any], path: Path) -> None:
+def check_device(results: Json, path: Path) -> None:
     """Raises Unfit for figures of a GPU unless a GPU is described and was seen to run kernels."""
     machine = results["machine"]
     if machine["device"] == "cpu":
@@ -141,7 +122,7 @@ def check_device(results: dict[str, Any], path: Path) -> None:
                 raise Unfit(f"{path}: {name} launched no kernel in {group['case']}")
 
 
-def calls_of(results: dict[str, Any]) -> list[Call]:
+def calls_of(results: Json) -> list[Call]:
     """In the order of the plan, those in which act_reg was timed."""
     found = []
     for group in results["groups"]:
@@ -155,7 +136,7 @@ def calls_of(results: dict[str, Any]) -> list[Call]:
     return found
 
 
-def wrong(results: dict[str, Any]) -> list[str]:
+def wrong(results: Json) -> list[str]:
     """What was not timed because it failed or its numbers are wrong."""
     found = []
     for group in results["groups"]:

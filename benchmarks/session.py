@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,11 @@ class Session:
         """
         if self.seconds is None:
             return [plan]
-        first = [
-            replace(item, providers=[n for n in item.providers if n not in COMPILED])
-            for item in plan
-        ]
-        rest = [
-            [replace(item, providers=["act_reg", name]) for item in plan if name in item.providers]
-            for name in COMPILED
-        ]
-        return [first, *filter(None, rest)]
+        passes = [limited(plan, [name for name in PROVIDERS if name not in COMPILED])]
+        for name in COMPILED:
+            rest = [item for item in plan if name in item.providers]
+            passes.append(limited(rest, ["act_reg", name]))
+        return list(filter(None, passes))
 
     def groups(self, plan: list[Planned]) -> Iterator[Group]:
         """What is found, case by case; cases without memory or time left are noted."""
@@ -79,8 +75,8 @@ class Session:
         group |= {part: {} for part in ("errors", "failed", "memory")}
         subjects, judge = {}, correctness.Judge(case, xs[0])
         for provider in (PROVIDERS[name] for name in item.providers):
-            if not provider.fits(case):
-                continue
+            if provider.layer is None and case.place != "call":
+                continue  # a copy cannot stand in for a network
             try:
                 timed = subject(case, provider, xs, dy)
                 error = judge.error(provider, timed)
@@ -103,17 +99,11 @@ class Session:
 
     def memory(self, key: tuple[Any, ...], timed: Subject, directions: list[str]) -> dict[str, Any]:
         whole = timed.runs("step" if "step" in directions else "both")[0]
-        return {
-            "saved": memory.saved_bytes(lambda: timed.function(timed.xs[0]), timed.parameters),
-            "peak": memory.peak_bytes(whole, self.device),
-            "launches": self.launches(key, whole),
-        }
-
-    def launches(self, key: tuple[Any, ...], whole: Callable[[], object]) -> int | None:
-        """Counted once for all sizes and types, as the profiler starts slowly."""
-        if key not in self.counted:
+        saved = memory.saved_bytes(lambda: timed.function(timed.xs[0]), timed.parameters)
+        peak = memory.peak_bytes(whole, self.device)
+        if key not in self.counted:  # once for all sizes and types, as the profiler starts slowly
             self.counted[key] = memory.launches(whole, self.device)
-        return self.counted[key]
+        return {"saved": saved, "peak": peak, "launches": self.counted[key]}
 
 
 def sit(session: Session, plan: list[Planned], found: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -129,12 +119,12 @@ def sit(session: Session, plan: list[Planned], found: dict[str, Any], path: Path
     return found
 
 
-def chosen(plan: list[Planned], device: str) -> tuple[list[Planned], list[str]]:
-    """The plan for the providers of this device, and the names of the others."""
-    absent = [name for name, provider in PROVIDERS.items() if device not in provider.on]
-    found = [
-        replace(item, providers=[n for n in PROVIDERS if n in item.providers and n not in absent])
-        for item in plan
-    ]
-    wanted = {name for item in plan for name in item.providers}
-    return [item for item in found if item.providers], [n for n in absent if n in wanted]
+def limited(plan: list[Planned], names: list[str]) -> list[Planned]:
+    """The plan for these providers, in their order."""
+    found = [replace(item, providers=[n for n in names if n in item.providers]) for item in plan]
+    return [item for item in found if item.providers]
+
+
+def chosen(plan: list[Planned], device: str) -> list[Planned]:
+    """The plan for the providers of this device."""
+    return limited(plan, [name for name in PROVIDERS if device in PROVIDERS[name].on])

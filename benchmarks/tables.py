@@ -17,10 +17,8 @@ ORDERS = {"activation": cases.EVERY, "dtype": cases.DTYPES, "penalty": tuple(cas
 
 def duration(seconds: float) -> str:
     """Three digits."""
-    for limit, unit, name in UNITS:
-        if seconds < limit:
-            return f"{seconds / unit:#.3g}".rstrip(".") + f" {name}"
-    raise ValueError(seconds)
+    unit, name = next((unit, name) for limit, unit, name in UNITS if seconds < limit)
+    return f"{seconds / unit:#.3g}".rstrip(".") + f" {name}"
 
 
 def number(value: float) -> str:
@@ -60,14 +58,11 @@ def pivot(
         pairs = zip(axes, key, strict=True)
         return [ORDERS[axis].index(v) if axis in ORDERS else v for axis, v in pairs]
 
-    columns = list(dict.fromkeys(column for line in lines.values() for column in line))
-    return table(
-        [*axes, *columns],
-        (
-            [*map(shown, axes, key), *(lines[key].get(column, "") for column in columns)]
-            for key in sorted(lines, key=place)
-        ),
-    )
+    head = list(dict.fromkeys(column for line in lines.values() for column in line))
+    body = []
+    for key in sorted(lines, key=place):
+        body.append([*map(shown, axes, key), *(lines[key].get(column, "") for column in head)])
+    return table([*axes, *head], body)
 
 
 def ratios(calls: Sequence[Call], *axes: str) -> str:
@@ -88,7 +83,7 @@ def memory(calls: Sequence[Call]) -> str:
 
     def cells(call: Call) -> dict[str, str]:
         return {
-            f"{name}: kept, peak": ", ".join(filter(None, bytes_each(row, call.case["elements"])))
+            f"{name}: kept, peak": ", ".join(bytes_each(row, call.case["elements"])[:2])
             for name, row in call.rows.items()
             if "saved" in row
         }
@@ -117,10 +112,7 @@ def details(calls: Sequence[Call]) -> str:
             memory = bytes_each(row, case["elements"])
             lines.append([*where, name, f"{median} ({low} to {high})", *multiples, *memory])
     head = ["direction", "provider", "time (20 % to 80 %)", "act_reg is faster"]
-    return table(
-        [*axes, *head, "copy = 1", "plain = 1", "kept", "peak", "launches"],
-        lines,
-    )
+    return table([*axes, *head, "copy = 1", "plain = 1", "kept", "peak", "launches"], lines)
 
 
 def steps(calls: Sequence[Call]) -> str:
@@ -128,17 +120,10 @@ def steps(calls: Sequence[Call]) -> str:
     lines = []
     for case, _, _, rows in calls:
         ours, eager, compiled = (rows.get(name, {}) for name in ("act_reg", "eager", "compile"))
-        kept = [f"{row['saved'] / 1e6:.1f} MB" for row in (ours, eager)]
-        lines.append(
-            [
-                f"{NETWORKS[case['place']]}, {case['activation']}",
-                case["dtype"],
-                *(per(row, "plain") for row in (ours, eager, compiled)),
-                faster(eager),
-                faster(compiled),
-                " instead of ".join(kept),
-            ]
-        )
+        name = f"{NETWORKS[case['place']]}, {case['activation']}"
+        multiples = [per(row, "plain") for row in (ours, eager, compiled)]
+        kept = " instead of ".join(f"{row['saved'] / 1e6:.1f} MB" for row in (ours, eager))
+        lines.append([name, case["dtype"], *multiples, faster(eager), faster(compiled), kept])
     head = ["training step", "dtype", "act_reg / plain", "eager / plain", "torch.compile / plain"]
     against = ["act_reg against eager", "act_reg against torch.compile"]
     return table([*head, *against, "kept for backward"], lines)

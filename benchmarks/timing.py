@@ -1,8 +1,7 @@
 """Times calls: one stopwatch, providers that take turns, and the statistics.
 
-A machine changes its speed from second to second. So all providers of a case run in every round,
-every other round in the opposite order, and a comparison is the median over the rounds of the
-ratio of two times of the same round. (torch.utils.benchmark times one function after the other.)
+docs/performance.md explains the rounds. torch.utils.benchmark times one function after the other,
+so a change of the machine's speed would hit only some of them.
 """
 
 from __future__ import annotations

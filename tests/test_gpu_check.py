@@ -144,7 +144,7 @@ def test_numbers_come_first_and_compilers_last() -> None:
 
 def test_results_are_saved_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    good = results.collect({}, "command", "gpu", [], [])
+    good = results.collect({}, "command", "gpu", [])
     results.save(good, path)
     with pytest.raises(TypeError):
         results.save({**good, "machine": object()}, path)

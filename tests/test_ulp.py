@@ -15,7 +15,7 @@ from torch import Tensor
 from actreg_ext import _C
 from actreg_ext.functional import act_reg
 from tests import exact, table
-from tools import ulp, ulp_report
+from tools import ulp
 
 LONGDOUBLE = 2.0**-11  # rounding error of exact.py's results, in ulps of float64
 
@@ -31,7 +31,7 @@ def page_of(text: str) -> dict[str, dict[str, dict[str, str]]]:
     return found
 
 
-PAGE = page_of(ulp_report.PATH.read_text())
+PAGE = page_of(ulp.PAGE.read_text())
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,12 +14,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from mutations import Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
 TAG = f"torch-{torch.__version__}-{sys.implementation.cache_tag}"
@@ -42,15 +38,9 @@ def natives_beside_emulation() -> list[str]:
 
 
 def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env={**ENVIRONMENT, "PYTHONPATH": str(cwd)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(cwd)}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.run(command, cwd=cwd, env=environment, timeout=600, **output)
 
 
 class Copy:
@@ -69,10 +59,10 @@ class Copy:
         self.restore()
 
     def restore(self) -> None:
-        """Take the extension as it was built."""
+        """Take the extension of the last build again."""
         shutil.copy2(self.built, self.extension)
 
-    def build(self, sources: tuple[str, ...]) -> None:
+    def build(self, sources: list[str]) -> None:
         """Compile these sources and link them with the objects of the others."""
         objects = []
         for entry in json.loads(run(["ninja", "-t", "compdb", "compile"], self.folder).stdout):
@@ -110,16 +100,3 @@ class Copy:
         if done.returncode == 0 or (done.returncode == 1 and failed):
             return failed[0].split(" - ")[0].removeprefix("FAILED ") if failed else ""
         raise RuntimeError(f"pytest {tests} ended with {done.returncode}\n{done.stdout[-3000:]}")
-
-    def plant(self, mutation: Mutation) -> str:
-        """Return the test that caught the fault, or nothing; leave the copy as it was."""
-        file = self.path / mutation.file
-        text = file.read_text()
-        try:
-            file.write_text(text.replace(mutation.old, mutation.new))
-            if mutation.compiles:
-                self.build(mutation.compiles)
-            return self.failed_test(mutation.tests)
-        finally:
-            file.write_text(text)
-            self.restore()

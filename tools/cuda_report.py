@@ -19,11 +19,11 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sass
 
@@ -32,8 +32,9 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.markdown import rendered, table  # noqa: E402
 
 NVCC = os.environ.get("NVCC", "nvcc")
-DTYPES = {"float": ("float32", 4), "double": ("float64", 8), "Half": ("float16", 2)}
-DTYPES["BFloat16"] = ("bfloat16", 2)
+KERNEL = r"(\w+)_kernel<(true|false), (?:\w+::)?(\w+)(?:, (\w+::OfOutput<)?\w+::(\w+))?>"
+DTYPES = {"float": "float32", "double": "float64", "Half": "float16", "BFloat16": "bfloat16"}
+SIZES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}  # bytes of an element
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "sm_120"]
 
 
@@ -42,11 +43,6 @@ class Gpu(NamedTuple):
     multiprocessors: int
     gigahertz: float  # boost clock
     terabytes: float  # each second
-
-    def share(self, slots: float, traffic: float) -> float:
-        """Return the time of the slots, over the time in which memory moves the bytes."""
-        slots_a_second = self.multiprocessors * 4 * 32 * self.gigahertz * 1e9
-        return slots / slots_a_second / (traffic / (self.terabytes * 1e12))
 
 
 # From NVIDIA's datasheets, except for the clock of the B200, which they do not give.
@@ -57,19 +53,9 @@ GPUS = {
     "B200": Gpu("sm_100", 148, 1.965, 8.0),
 }
 SHOWN = {"sm_80": "A100", "sm_90": "H200", "sm_100": "B200"}  # whose share is printed
-# Elements that are read and written, elements that are read, and bytes of bits.
-TRAFFIC = {
-    "forward": (2, 1, 0.0),
-    "forward_plain": (2, 1, 0.0),
-    "backward": (3, 2, 0.0),
-    "backward_output": (3, 2, 0.0),
-    "backward_bits": (2, 1, 1 / 8),
-}
-
-
 TITLES = {
     "forward": "Forward",
-    "forward_plain": "Forward without a penalty",
+    "forward_plain": "Forward without a penalty",  # another path through the same kernel
     "backward": "Backward",
     "backward_output": "Backward from the output",
     "backward_bits": "Backward from bits",
@@ -78,11 +64,10 @@ TITLES = {
 
 class Kernel(NamedTuple):
     architecture: str
-    direction: str  # forward_plain: the path through forward without a penalty
+    direction: str  # a key of TITLES
     dtype: str
     activation: str  # empty for backward_bits, which is the same for all
     drops: bool
-    size: int  # of an element
     registers: int
     spills: int  # instructions that spill, in the kernel
     spills_in_loop: int  # and in the loop over a tile's steps
@@ -96,9 +81,9 @@ class Kernel(NamedTuple):
 
     @property
     def traffic(self) -> float:
-        """Bytes for each element."""
-        elements, _, bits = TRAFFIC[self.direction]
-        return elements * self.size + bits
+        """Bytes that are read and written for each element."""
+        elements = inputs(self.direction) + 1
+        return elements * SIZES[self.dtype] + (1 / 8 if self.direction == "backward_bits" else 0)
 
     @property
     def blocks(self) -> int:
@@ -106,26 +91,27 @@ class Kernel(NamedTuple):
         return 65536 // (256 * (-(-self.registers // 8) * 8))
 
     def share(self, gpu: Gpu) -> float:
-        """Return the time of the busiest pipe, over the memory's time."""
-        return gpu.share(self.slots, self.traffic)
+        """Return the time of the busiest pipe, over the time in which memory moves the bytes."""
+        slots_a_second = gpu.multiprocessors * 4 * 32 * gpu.gigahertz * 1e9
+        return self.slots / slots_a_second / (self.traffic / (gpu.terabytes * 1e12))
 
     def faults(self) -> list[str]:
         found = [f"{self.spills_in_loop} spills in the loop"] if self.spills_in_loop else []
-        loads, stores = wide_accesses(self.direction, self.size)
+        stores = vectors_at_once(self.direction, self.dtype)
+        loads = stores * inputs(self.direction)
         if (self.loads, self.stores) != (loads, stores):
             found.append(f"{self.loads} and {self.stores} of {loads} loads and {stores} stores")
         return found
 
 
-def vectors_at_once(direction: str, size: int) -> int:
-    """Return how many vectors of each input a step takes: Note [Whole tiles and others]."""
-    return 2 if size == 2 and direction.startswith("backward") else 4
+def inputs(direction: str) -> int:
+    """Return how many tensors a kernel reads: x, and in backward dy, unless bits replace x."""
+    return 2 if direction in ("backward", "backward_output") else 1
 
 
-def wide_accesses(direction: str, size: int) -> tuple[int, int]:
-    """Return how many 128-bit loads and stores a step takes."""
-    vectors = vectors_at_once(direction, size)
-    return vectors * TRAFFIC[direction][1], vectors
+def vectors_at_once(direction: str, dtype: str) -> int:
+    """Return how many vectors of each tensor a step takes: Note [Whole tiles and others]."""
+    return 2 if SIZES[dtype] == 2 and direction.startswith("backward") else 4
 
 
 def run(*command: str) -> str:
@@ -157,120 +143,67 @@ def examine(source: Path, architecture: str, folder: str) -> list[Kernel]:
     plain = run("c++filt", *bodies).splitlines()
     kernels = []
     for (name, body), text in zip(bodies.items(), plain, strict=True):
-        what = re.search(
-            r"(\w+)_kernel<(true|false), (?:\w+::)?(\w+)(?:, (\w+::OfOutput<)?\w+::(\w+))?>", text
-        )
+        what = re.search(KERNEL, text)
         if what is None:
             continue  # curvature, which has no tiles
-        dtype, size = DTYPES[what[3]]
+        dtype = DTYPES[what[3]]
         direction = what[1] + "_output" * bool(what[4])
         activation = re.sub(r"(?<!^)([A-Z])", r"_\1", what[5] or "").lower()
         activation = activation.replace("log_s", "logs")
-        elements = vectors_at_once(direction, size) * 16 // size
-        loops = sass.main_loops(body, wide_accesses(direction, size)[0])
+        vectors = vectors_at_once(direction, dtype)
+        elements = vectors * 16 // SIZES[dtype]
+        loops = sass.main_loops(body, vectors * inputs(direction))
         directions = ["forward_plain", "forward"] if direction == "forward" else [direction]
         for kind, loop in zip(directions, [*loops, [], []], strict=False):
             slots, pipe = sass.busiest(loop, architecture) if loop else (0, "")
             end = sass.way(body, "STG", "EXIT", loop)
             if kind == "forward":  # through the blocks' protocol
                 end = sass.way(body, "STG", "ATOM", loop) + sass.way(body, "ATOM", "EXIT", loop)
-            kernels.append(
-                Kernel(
-                    architecture,
-                    kind,
-                    dtype,
-                    activation,
-                    what[2] == "true",
-                    size,
-                    int(registers[name]),
-                    sass.count(body, r"STL|LDL"),
-                    sass.count(loop, r"STL|LDL"),
-                    sass.count(loop, r"LDG\S*\.128"),
-                    sass.count(loop, r"STG\S*\.128"),
-                    len(loop) / elements,
-                    slots / elements,
-                    pipe,
-                    sass.way(body, "", r"LDG\S*\.128", loop),
-                    end,
-                )
-            )
+            spills = [sass.count(part, r"STL|LDL") for part in (body, loop)]
+            wide = [sass.count(loop, rf"{access}\S*\.128") for access in ("LDG", "STG")]
+            each = (len(loop) / elements, slots / elements)
+            start = sass.way(body, "", r"LDG\S*\.128", loop)
+            about = (architecture, kind, dtype, activation, what[2] == "true")
+            used = int(registers[name])
+            kernels.append(Kernel(*about, used, *spills, *wide, *each, pipe, start, end))
     return kernels
-
-
-def columns(names: Iterable[str]) -> dict[tuple[str, bool], str]:
-    """Return the titles of the columns: each name without dropout and with it."""
-    return {(name, drops): name + ", p > 0" * drops for name in names for drops in (False, True)}
 
 
 def instructions(kernels: list[Kernel], gpu: str, direction: str) -> str:
     """Return a direction's instructions and shares, by activation, dtype and dropout."""
     found = [k for k in kernels if (k.architecture, k.direction) == (GPUS[gpu][0], direction)]
     by = {(k.activation, k.dtype, k.drops): k for k in found}
-    heads = columns(dtype for dtype, _ in DTYPES.values())
+    pairs = product(SIZES, (False, True))
+    heads = {(dtype, drops): dtype + ", p > 0" * drops for dtype, drops in pairs}
     lines = []
     for activation in dict.fromkeys(k.activation for k in found):
-        line = [by.get((activation, *column)) for column in heads]
-        cells = [
-            f"{k.instructions:.0f} ({100 * k.share(GPUS[gpu]):.0f} %)" if k else "" for k in line
-        ]
-        lines.append([activation or "any", *cells])
+        line = [activation or "any"]
+        for column in heads:
+            k = by.get((activation, *column))
+            line.append(f"{k.instructions:.0f} ({100 * k.share(GPUS[gpu]):.0f} %)" if k else "")
+        lines.append(line)
     return table(["activation", *heads.values()], lines)
 
 
-def span(values: list[int]) -> str:
+def span(kernels: list[Kernel], column: str) -> str:
+    """Return the least and the greatest number that the kernels have in a column."""
+    values = [getattr(k, column) for k in kernels]
     return " to ".join(map(str, dict.fromkeys((min(values), max(values)))))
-
-
-def blocks(kernels: list[Kernel], gpu: str) -> str:
-    """Return what a block is and costs, over the activations."""
-    lines = []
-    for direction in ("forward", "forward_plain", "backward"):
-        for drops in (False, True):
-            for dtype, _ in DTYPES.values():
-                kind = (GPUS[gpu].architecture, direction, drops, dtype)
-                found = [k for k in kernels if (k[0], k.direction, k.drops, k.dtype) == kind]
-                cells = [
-                    span([getattr(k, column) for k in found])
-                    for column in ("registers", "blocks", "start", "end")
-                ]
-                lines.append([TITLES[direction].lower() + ", p > 0" * drops, dtype, *cells])
-    head = ["kernel", "dtype", "registers", "blocks", "instructions before the loop", "after it"]
-    return table(head, lines)
-
-
-def expectations(kernels: list[Kernel]) -> str:
-    """Return how long 2^26 elements should take on each GPU."""
-    by = {(k.architecture, k.direction, k.dtype, k.activation, k.drops): k for k in kernels}
-    heads = columns(("relu", "gelu"))
-    lines = []
-    for name, gpu in GPUS.items():
-        for direction in ("forward", "backward"):
-            for dtype in ("float32", "bfloat16"):
-                found = [by[(gpu.architecture, direction, dtype, *column)] for column in heads]
-                memory = 2**26 * found[0].traffic / gpu.terabytes / 1e6
-                cells = [
-                    f"{max(1, share) * memory:.0f} us ({100 * share:.0f} %)"
-                    for share in (k.share(gpu) for k in found)
-                ]
-                lines.append([name, direction, dtype, f"{memory:.0f} us", *cells])
-    return table(["GPU", "kernel", "dtype", "memory", *heads.values()], lines)
 
 
 def page(kernels: list[Kernel]) -> str:
     """Return docs/cuda_kernels.md."""
-    gpus = [
-        [name, f"{gpu.multiprocessors}", f"{gpu.gigahertz} GHz", f"{gpu.terabytes} TB/s"]
-        for name, gpu in GPUS.items()
-    ]
+
+    def find(**wanted: Any) -> list[Kernel]:
+        return [k for k in kernels if all(getattr(k, name) == wanted[name] for name in wanted)]
+
+    values = {"gpus": GPUS, "titles": TITLES, "dtypes": SIZES}
+    values |= {"find": find, "span": span, "product": product}
     return rendered(
         ROOT / "tools" / "cuda_kernels.md.j2",
         release=re.findall(r"release ([\d.]+)", run(NVCC, "--version"))[0],
-        gpus=table(["GPU", "multiprocessors", "clock", "memory"], gpus),
-        expectations=expectations(kernels),
-        architectures={GPUS[gpu].architecture: gpu for gpu in ("H200", "B200")},
-        titles=TITLES,
-        blocks=partial(blocks, kernels),
         instructions=partial(instructions, kernels),
+        **values,
     )
 
 
@@ -284,10 +217,7 @@ def main() -> int:
         parser.error(f"--markdown needs --arch all, or {' '.join(SHOWN)}")
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     jobs = [(source, architecture) for architecture in architectures for source in sources]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ThreadPoolExecutor(os.cpu_count()) as workers,
-    ):
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as workers:
         parts = workers.map(lambda job: examine(*job, folder), jobs)
         kernels = [kernel for part in parts for kernel in part]
     print(f"{'kernel':44} registers spills loads stores instructions start end  % of memory's time")
@@ -305,11 +235,9 @@ def main() -> int:
     for architecture in architectures:
         found = [k for k in kernels if k.architecture == architecture]
         one_each = [k for k in found if k.direction != "forward_plain"]
-        print(
-            f"{len(one_each)} kernels for {architecture}, "
-            f"{sum(bool(k.spills) for k in one_each)} spill outside their loop, "
-            f"{sum(bool(k.faults()) for k in found)} failed"
-        )
+        spills, failed = sum(k.spills > 0 for k in one_each), sum(bool(k.faults()) for k in found)
+        kinds = f"{len(one_each)} kernels for {architecture}, {spills} spill outside their loop"
+        print(f"{kinds}, {failed} failed")
     if arguments.markdown:
         (ROOT / "docs" / "cuda_kernels.md").write_text(page(kernels))
     return 1 if bad or not kernels else 0

@@ -1,7 +1,8 @@
 """Run tests on the CUDA kernels without a GPU: make emulate [ARGS="-k dropout"].
 
-The kernels' own source and csrc/torch/cuda.cpp are compiled for the CPU against tests/emulation,
-and take the place of the CPU's kernels in a copy of the package; the tests run there as they are.
+emulate.py compiles the kernels' own source and csrc/torch/cuda.cpp for the CPU, against
+tests/emulation. In a copy of the package these kernels replace the CPU's kernels, and the tests run
+there unchanged.
 """
 
 from __future__ import annotations
@@ -27,17 +28,11 @@ def build() -> None:
     os.environ.setdefault("MAX_JOBS", str(os.cpu_count()))
     (EMULATION / "_C.so").unlink(missing_ok=True)  # linked with objects that ninja does not know
     folder = ROOT / "tests" / "emulation"
+    flags = "-O1 -Wall -Werror -Wno-psabi -Wno-unknown-pragmas -DACTREG_DEVICE_MATH"
     cpp_extension.load(
         "_C",
         [str(source) for source in sorted(folder.glob("*.cpp"))],
-        extra_cflags=[
-            "-O1",
-            "-Wall",
-            "-Werror",
-            "-Wno-psabi",
-            "-Wno-unknown-pragmas",
-            "-DACTREG_DEVICE_MATH",
-        ],
+        extra_cflags=flags.split(),
         extra_ldflags=natives_beside_emulation(),
         extra_include_paths=[str(folder / "include"), str(ROOT / "csrc")],
         build_directory=str(EMULATION),

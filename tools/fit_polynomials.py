@@ -1,6 +1,6 @@
-"""Fit the polynomials of the vectorised elementary functions and print them as C++ tables.
+"""Fit the polynomials of the vectorised elementary functions: writes csrc/core/coefficients.h.
 
-    python tools/fit_polynomials.py > csrc/core/coefficients.h    # needs numpy and mpmath
+    .venv/bin/python tools/fit_polynomials.py && make format    # needs numpy and mpmath
 
 The kernels compute exp, expm1, log1p and the normal tail without branches and look-up tables:
 
@@ -22,9 +22,12 @@ their difference, 0, so that any error is all of it.
 Each fit minimises the greatest relative error by Lawson's reweighted least squares. The tail's fit
 does so for N - D tail = 0, with the last D in the weights. Coefficients are rounded one by one, the
 lowest degree first; after each the remaining ones are fitted again. Tables have the highest degree
-first, for Horner's rule. The error beside a table is that of the rounded coefficients in exact
-arithmetic, relative to 2^-24 (float) or 2^-53 (double).
+first, for Horner's rule. The unit of the errors is 2^-24 (float) or 2^-53 (double).
 """
+
+import contextlib
+import io
+from pathlib import Path
 
 import numpy as np
 from mpmath import mp, mpf
@@ -37,22 +40,7 @@ SHORT = (5, 2, 4, 3)  # of E, P, L and T
 SHORT_P = 0.292  # the best multiple of 0.002
 KEPT = {"float": 16, "double": 42}  # bits of ln2's high part: k times it is exact
 HALF = mpf(1) / 2
-HEAD = """\
-// The coefficients of exponential.h and math.h, for each precision. Layer: core.
-// Printed by tools/fit_polynomials.py, which says how they were found: highest power first. Errors
-// are relative, of the rounded coefficients in exact arithmetic.
-#pragma once
-
-namespace actreg {
-
-template <class Scalar>
-struct Short;
-
-namespace math {
-
-template <class Scalar>
-struct Coefficients;
-"""
+HEADER = Path(__file__).resolve().parents[1] / "csrc" / "core" / "coefficients.h"
 root = np.frompyfunc(mp.sqrt, 1, 1)
 
 
@@ -133,10 +121,8 @@ def literal(number, kind):
 def show(name, kind, coefficients, error=None):
     """Print a C++ table, highest degree first."""
     note = "" if error is None else f", error {float(error * mpf(2) ** BITS[kind]):.3f} ulp"
-    print(f"  static constexpr {kind} {name}[] = {{  // degree {len(coefficients) - 1}{note}")
-    for coefficient in reversed(coefficients):
-        print(f"      {literal(coefficient, kind)},")
-    print("  };")
+    print(f"static constexpr {kind} {name}[] = {{\n// degree {len(coefficients) - 1}{note}")
+    print(*(f"{literal(coefficient, kind)}," for coefficient in reversed(coefficients)), "\n};")
 
 
 def tail_over_gaussian(z):
@@ -149,15 +135,6 @@ def tail_points(limit):
     end = (limit - 4) / (limit + 4)
     zs = np.array([4 * (1 + x) / (1 - x) for x in grid(mpf(-1), end)])
     return zs, np.array([tail_over_gaussian(z) for z in zs])
-
-
-def show_tail(kind, degree):
-    """Fit and print the normal tail."""
-    zs, values = tail_points(LIMIT[kind])
-    bottom = denominator(zs, values, degree + 1, kind)
-    values = values * (np.array(bottom) @ powers(zs, degree + 1))
-    show_fit("kTailTop", kind, powers(zs, degree), values, 1 / values, [HALF])
-    show("kTailBottom", kind, bottom)
 
 
 def show_short():
@@ -182,30 +159,39 @@ def show_short():
     values = np.append(values, tail_over_gaussian(root_of_slope))
     slack = np.append(slack, mpf(10) ** -3)
     columns = powers(1 / (1 + p * zs), tail_degree + 1, 1)
-    print(f"  static constexpr float kTailScale = {literal(p, 'float')};")
+    print(f"static constexpr float kTailScale = {literal(p, 'float')};")
     show_fit("kTail", "float", columns, values, 1 / values / slack)
     print("};")
 
 
-def main():
-    """Fit and print every table."""
-    print(HEAD)
-    for kind, (exp_degree, log_degree, tail_degree) in DEGREES.items():
-        print(f"template <>\nstruct Coefficients<{kind}> {{")
-        high = mp.floor(mp.ln2 * mpf(2) ** KEPT[kind]) / mpf(2) ** KEPT[kind]
-        for name, part in (("High", high), ("Low", rounded(mp.ln2 - high, kind))):
-            print(f"  static constexpr {kind} kLn2{name} = {literal(part, kind)};")
+def show_precise(kind, exp_degree, log_degree, tail_degree):
+    """Fit and print the tables for results as precise as the type."""
+    print(f"template <>\nstruct Coefficients<{kind}> {{")
+    high = mp.floor(mp.ln2 * mpf(2) ** KEPT[kind]) / mpf(2) ** KEPT[kind]
+    for name, part in (("High", high), ("Low", rounded(mp.ln2 - high, kind))):
+        print(f"static constexpr {kind} kLn2{name} = {literal(part, kind)};")
+    end = mp.ln2 / 2 * mpf("1.001")
+    show_expm1(kind, exp_degree, grid(-end, end))
+    roots = root(grid(mpf(10) ** -12, mpf(1) / 9))
+    logs = 2 * np.array([mp.atanh(s) for s in roots])
+    values, weights = (logs / roots - 2) / roots**2, roots**3 / logs
+    show_fit("kLog1p", kind, powers(roots**2, log_degree), values, weights)
+    zs, values = tail_points(LIMIT[kind])
+    bottom = denominator(zs, values, tail_degree + 1, kind)
+    values = values * (np.array(bottom) @ powers(zs, tail_degree + 1))
+    show_fit("kTailTop", kind, powers(zs, tail_degree), values, 1 / values, [HALF])
+    show("kTailBottom", kind, bottom)
+    print("};")
 
-        end = mp.ln2 / 2 * mpf("1.001")
-        show_expm1(kind, exp_degree, grid(-end, end))
-        roots = root(grid(mpf(10) ** -12, mpf(1) / 9))
-        logs = 2 * np.array([mp.atanh(s) for s in roots])
-        values, weights = (logs / roots - 2) / roots**2, roots**3 / logs
-        show_fit("kLog1p", kind, powers(roots**2, log_degree), values, weights)
-        show_tail(kind, tail_degree)
-        print("};")
-    show_short()
-    print("\n}  // namespace math\n}  // namespace actreg")
+
+def main():
+    """Write the tables into the header. What stands above the tables stays."""
+    head = HEADER.read_text().partition("template <>\n")[0]
+    with contextlib.redirect_stdout(io.StringIO()) as tables:
+        for kind, degrees in DEGREES.items():
+            show_precise(kind, *degrees)
+        show_short()
+    HEADER.write_text(head + tables.getvalue() + "\n}  // namespace math\n}  // namespace actreg\n")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Build, test, sanitize and time the CUDA kernels on this machine's GPU: make gpu-check.
 
 Needs no network, but PyTorch, pytest and ninja in the running Python, and CUDA's toolkit.
-Everything ends within --minutes: each step has a share of the time left, and programs that hang are
-killed. On a machine that limits a command to ten minutes, run two commands, in this order:
+Everything ends within --minutes: each step has a share of the time left, and gpu_check.py kills
+programs that hang. If the machine limits a command to ten minutes, run two commands, in this order:
 
     --steps build tests sanitizers
     --steps build timing
 
-The results are one JSON file, saved after every part. The whole logs, one for each step, are beside
---output, or in build/. Exits with 1 if a part failed.
+gpu_check.py saves the results in one JSON file after every part. The logs, one for each step, are
+beside --output, or in build/. The exit status is 1 if a part failed.
 """
 
 from __future__ import annotations
@@ -20,31 +20,36 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
-SELF = Path(__file__).resolve()
-ROOT = SELF.parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 # These modules import nothing that is still to be built.
-import gpu_budgets  # noqa: E402
-from gpu_jobs import Job, excerpt, run_all, start, stop  # noqa: E402
+from gpu_jobs import Job, excerpt, run_all  # noqa: E402
 
 from benchmarks import machine, results  # noqa: E402
+from benchmarks.markdown import aligned, table  # noqa: E402
 
 STEPS = ["build", "tests", "sanitizers", "timing"]
 SANITIZERS = ["memcheck", "racecheck", "synccheck", "initcheck"]
 SMOKE = "cuda_smoke"  # runs after the build, and under the sanitizers
-# First the numbers; then, alone, what may take all memory; last what starts compilers.
 SWEEP = "every_float"  # with its slow tests: most of a minute on an H100
-NUMBERS = (
-    f"forward backward {SWEEP} every_half specials penalty kept layouts dropout alignment".split()
-)
+# First the numbers; then, alone, what may take all memory; last what starts compilers.
+FIRST = "forward backward every_float every_half specials penalty kept layouts dropout".split()
+FIRST += ["alignment"]
 ALONE = ["cuda", "cuda_graphs"]
 LAST = "in_place autograd checkpoint compile cuda_compile".split()
+COMPILERS = ("compile", "max-autotune", "cooperative")
+# Rival, with dropout or without (None: both), and the largest ratio allowed of our time to its.
+BUDGETS = [("copy", None, 1.10), ("eager", None, 1 / 4)]
+BUDGETS += [(name, True, 1 / 1.5) for name in COMPILERS]
+BUDGETS += [(name, False, 1.0) for name in COMPILERS]
+DROPOUT = {None: "", True: " with dropout", False: " without dropout"}
 RESERVE = 10.0  # seconds for the report
 SHOWN = 2000  # characters of a failed part's output, on the screen
 
@@ -63,9 +68,36 @@ def phases() -> list[list[str]]:
     for path in sorted((ROOT / "tests").glob("test_*.py")):
         if re.search(r"\bdevice: str\b|\bdefault_device\b|mark\.cuda\b", path.read_text()):
             found.append(path.stem.removeprefix("test_"))
-    special = {SMOKE, *NUMBERS, *ALONE, *LAST}
+    special = {SMOKE, *FIRST, *ALONE, *LAST}
     others = [name for name in found if name not in special]
-    return [[n for n in phase if n in found] for phase in (NUMBERS, ALONE, others + LAST)]
+    return [[n for n in phase if n in found] for phase in (FIRST, ALONE, others + LAST)]
+
+
+def ratio(call: results.Call, rival: str) -> float | None:
+    """Our time over the rival's."""
+    if rival == "copy":
+        return call.rows["act_reg"].get("per_copy", [None])[0]
+    inverse = call.rows.get(rival, {}).get("per_act_reg")
+    return 1 / inverse[0] if inverse else None
+
+
+def shown_budgets(found: dict[str, Any]) -> str:
+    """For each budget the worst call of the largest size, and how many calls exceed the budget."""
+    calls = [call for call in results.calls_of(found) if call.case["place"] == "call"]
+    largest = max((call.case["elements"] for call in calls), default=0)
+    calls = [call for call in calls if call.case["elements"] == largest]
+    lines = []
+    for direction, (rival, drops, limit) in product(("forward", "backward"), BUDGETS):
+        part = [call for call in calls if call.direction == direction]
+        part = [call for call in part if drops in (None, call.case["p"] > 0) and ratio(call, rival)]
+        if part:
+            ratios = [ratio(call, rival) for call in part]
+            worst = max(ratios)
+            at = "{activation} {dtype} p={p}".format_map(part[ratios.index(worst)].case)
+            over = f"{sum(value > limit for value in ratios)} of {len(part)}"
+            what = f"{direction} / {rival}{DROPOUT[drops]}"
+            lines.append([what, f"{limit:.2f}", f"{worst:.2f}", at, over])
+    return aligned(table(("our time / the rival's", "budget", "worst", "where", "over"), lines))
 
 
 class Check:
@@ -78,11 +110,10 @@ class Check:
         self.path: Path = options.output or default_path(here, steps)
         self.logs: Path = options.output or ROOT / "build" / self.path.name
         self.logs.parent.mkdir(parents=True, exist_ok=True)
-        self.results = results.collect(here, " ".join(["python", *sys.argv]), "gpu", [], [])
+        self.results = results.collect(here, " ".join(["python", *sys.argv]), "gpu", [])
         self.results["steps"] = []
         self.step = ""
-        self.timed, self.fill_log = self.beside("timed.json"), self.beside("fill.log")
-        self.filling: Any = None
+        self.timed = self.beside("timed.json")
 
     def beside(self, ending: str) -> Path:
         return self.logs.with_name(f"{self.logs.stem}.{ending}")
@@ -102,19 +133,12 @@ class Check:
             print(excerpt(output, SHOWN))
         print(f"{name:18} {outcome:10} {seconds:6.1f} s  {lines[-1][:120]}", flush=True)
 
-    def run(self, jobs: list[Job], seconds: float, at_once: int = 1) -> list[str]:
-        """The outcomes of jobs that together may take so long."""
-        outcomes: list[str] = []
+    def run(self, jobs: list[Job], seconds: float, at_once: int = 1) -> None:
+        """Run jobs that together may take that many seconds, and note their outcomes."""
         if at_once > 1:  # each with its share of the cores
             threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
             jobs = [replace(job, environment=job.environment | threads) for job in jobs]
-
-        def done(name: str, outcome: str, took: float, output: str) -> None:
-            outcomes.append(outcome)
-            self.note(name, outcome, took, output)
-
-        run_all(jobs, time.monotonic() + min(seconds, self.left()), at_once, done)
-        return outcomes
+        run_all(jobs, time.monotonic() + min(seconds, self.left()), at_once, self.note)
 
     def build(self) -> None:
         environment = {"MAX_JOBS": str(os.cpu_count())}
@@ -122,8 +146,8 @@ class Check:
             major, minor = torch.cuda.get_device_capability()
             environment |= {"ACTREG_CUDA": "1", "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}"}
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-        built = self.run([Job("build", command, environment)], 0.6 * self.left())
-        if built != ["ok"]:
+        self.run([Job("build", command, environment)], 0.6 * self.left())
+        if self.results["steps"][-1]["outcome"] != "ok":
             raise SystemExit("nothing to test: the build did not end well")
         # An error is then reported by the call that causes it, not by some later call.
         smoke = replace(self.test(SMOKE), environment={"CUDA_LAUNCH_BLOCKING": "1"})
@@ -168,21 +192,9 @@ class Check:
         command = [sys.executable, "-m", "benchmarks", "--preset", "gpu"]
         return [*command, "--device", self.options.device, *more, *self.options.timing.split()]
 
-    def start_filling(self) -> None:
-        """Compile the rivals: they need memory, so not beside the tests, but no quiet."""
-        with self.fill_log.open("w") as log:
-            self.filling = start(Job("fill", self.timing_command("--fill-only")), log)
-
     def timing(self) -> None:
-        begun = time.monotonic()
-        if self.filling is None:
-            self.start_filling()
-        deadline = begun + 0.25 * self.left()
-        while self.filling.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        outcome = {None: "cut off", 0: "ok"}.get(self.filling.poll(), "incomplete")
-        stop([self.filling])
-        self.note("compilers", outcome, time.monotonic() - begun, self.fill_log.read_text())
+        fill = Job("compilers", self.timing_command("--fill-only"), may_be_cut_off=True)
+        self.run([fill], 0.25 * self.left())
         limit = self.left()
         seconds = max(limit - 25, 1.0)  # the rest is for its start and its end
         more = ("--no-fill", "--seconds", str(seconds), "--json", str(self.timed))
@@ -194,25 +206,19 @@ class Check:
                 self.results = {**results.load(self.timed), "steps": self.results["steps"]}
                 results.save(self.results, self.path)
         self.timed.unlink(missing_ok=True)
-        self.fill_log.unlink(missing_ok=True)
 
     def all_steps(self) -> None:
-        for step in STEPS:
-            if step == "sanitizers" and "timing" in self.steps and "tests" in self.steps:
-                self.start_filling()
-            if step in self.steps:
-                self.step = step
-                self.beside(f"{step}.log").unlink(missing_ok=True)
-                getattr(self, step)()
+        for step in (step for step in STEPS if step in self.steps):
+            self.step = step
+            self.beside(f"{step}.log").unlink(missing_ok=True)
+            getattr(self, step)()
 
     def report(self) -> int:
-        self.results["budgets"] = gpu_budgets.held_to_budgets(self.results)
         results.save(self.results, self.path)
-        steps, wrong = self.results["steps"], results.wrong(self.results)
-        bad = ("failed", "timed out", "not run")
-        failed = [s["step"] for s in steps if s["outcome"] in bad]
+        wrong, bad = results.wrong(self.results), ("failed", "timed out", "not run")
+        failed = [s["step"] for s in self.results["steps"] if s["outcome"] in bad]
         if "timing" in self.steps:
-            print(f"\n{gpu_budgets.shown(self.results['budgets'])}\n")
+            print(f"\n{shown_budgets(self.results)}\n")
             print(f"{len(self.results['left_out'])} cases were not measured in time")
             print(f"{len(wrong)} failed or differ from float64:", *wrong[:20], sep="\n")
         print(f"results: {self.path}")
@@ -226,16 +232,15 @@ def end_by(number: int, _: FrameType | None) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--minutes", type=float, default=8.0, help="for everything together")
-    parser.add_argument("--output", type=Path, help="results/gpu-<device>.json")
-    parser.add_argument("--steps", nargs="+", choices=STEPS, help="all of them, on a GPU")
-    parser.add_argument("--tests", nargs="+", metavar="NAME", help="only tests/test_NAME.py")
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu rehearses")
-    more = "options of python -m benchmarks for the timing, in quotes"
-    parser.add_argument("--timing", default="", metavar="OPTIONS", help=more)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("--minutes", type=float, default=8.0, help="for everything together")
+    add("--output", type=Path, help="results/gpu-<device>.json")
+    add("--steps", nargs="+", choices=STEPS, help="all of them, on a GPU")
+    add("--tests", nargs="+", metavar="NAME", help="only tests/test_NAME.py")
+    add("--device", default="cuda", choices=("cuda", "cpu"), help="cpu rehearses")
+    add("--timing", default="", metavar="'OPTIONS'", help="of python -m benchmarks")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no GPU here; --device cpu rehearses")
@@ -243,15 +248,13 @@ def main() -> int:
         signal.signal(number, end_by)
     signal.alarm(int(60 * options.minutes) + 1)  # if this program itself hangs
     check = Check(options, options.steps or (STEPS if options.device == "cuda" else ["timing"]))
-    was_ended = False
     try:
         check.all_steps()
     except SystemExit as why:
         print(why)
-        was_ended = True
-    finally:
-        stop([check.filling] if check.filling else [])
-    return check.report() or int(was_ended)
+        check.report()
+        return 1
+    return check.report()
 
 
 if __name__ == "__main__":

@@ -11,13 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
 
 TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parent
 KEPT = 6000  # characters of a program's output
 NO_TESTS = 5  # pytest's exit code if no test was selected
-Process = subprocess.Popen[bytes]
 Done = Callable[[str, str, float, str], None]  # name, outcome, seconds, output
 
 
@@ -29,24 +27,7 @@ class Job:
     may_be_cut_off: bool = False  # it does first what matters most
 
 
-def start(job: Job, log: IO[Any]) -> Process:
-    """Start a program in a process group of its own, with which `stop` ends it."""
-    paths = [str(ROOT), str(TOOLS), os.environ.get("PYTHONPATH")]
-    path = os.pathsep.join(filter(None, paths))
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **job.environment}
-    return subprocess.Popen(
-        job.command,
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-
-def stop(processes: Sequence[Process]) -> None:
+def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Interrupt programs as Ctrl-C does, so that they report; kill those that do not end."""
     running = [process for process in processes if process.poll() is None]
     for process in running:
@@ -69,7 +50,13 @@ class Running:
     def __init__(self, job: Job) -> None:
         self.job, self.begun = job, time.monotonic()
         self.log = tempfile.TemporaryFile("w+", errors="replace")
-        self.process = start(job, self.log)
+        path = os.pathsep.join(filter(None, [str(ROOT), str(TOOLS), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+        environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **job.environment}
+        options = {"cwd": ROOT, "env": environment, "stdin": subprocess.DEVNULL}
+        options |= {"stdout": self.log, "stderr": subprocess.STDOUT}
+        # In a process group of its own, with which `stop` ends the job.
+        self.process = subprocess.Popen(job.command, start_new_session=True, **options)
 
     def finish(self, done: Done, stopped_as: str = "") -> None:
         outcome = "ok" if self.process.poll() in (0, NO_TESTS) else "failed"

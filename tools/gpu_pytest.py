@@ -10,17 +10,6 @@ import pytest
 import torch
 
 
-def why_broken() -> str:
-    """What every call of CUDA now fails with, or nothing."""
-    if not torch.cuda.is_initialized():
-        return ""
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError as error:
-        return str(error).splitlines()[0]
-    return ""
-
-
 class Watch:
     def __init__(self, session: pytest.Session) -> None:
         self.session = session
@@ -29,11 +18,14 @@ class Watch:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if not report.failed:
             return
-        self.terminal.write_line(
-            f"\nFAILURE {report.nodeid} ({report.when})\n{report.longreprtext}"
-        )
-        if not self.session.shouldstop and (why := why_broken()):
-            self.session.shouldstop = f"CUDA is broken after {report.nodeid}: {why}"
+        what = f"{report.nodeid} ({report.when})"
+        self.terminal.write_line(f"\nFAILURE {what}\n{report.longreprtext}")
+        try:
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+        except RuntimeError as error:  # every later call of CUDA fails with this error
+            why = f"CUDA is broken after {report.nodeid}: {str(error).splitlines()[0]}"
+            self.session.shouldstop = self.session.shouldstop or why
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:

@@ -7,6 +7,7 @@ loads and a 128-bit store on it.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -33,8 +34,7 @@ PIPES_OF: dict[str, Pipes] = {
     "sm_80": {**PIPES, "fma": (2, PIPES["fma"][1]), "double": (4, PIPES["double"][1])},
     "sm_120": {**PIPES, "double": (64, PIPES["double"][1])},
 }
-_LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);")
-_FUNCTION = re.compile(r"^\s*Function : (\S+)")
+_LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", re.MULTILINE)
 
 
 class Instruction(NamedTuple):
@@ -61,20 +61,15 @@ def busiest(body: Body, architecture: str) -> tuple[int, str]:
 
 def functions(listing: str) -> Iterator[tuple[str, Body]]:
     """Yield each function of a listing by cuobjdump -sass: its mangled name and instructions."""
-    name, body = "", []
-    for line in listing.splitlines():
-        if found := _FUNCTION.match(line):
-            if body:
-                yield name, body
-            name, body = found[1], []
-        elif found := _LINE.match(line):
-            text = found[2].strip()
+    for part in listing.split("Function : ")[1:]:
+        name, _, lines = part.partition("\n")
+        body = []
+        for address, text in _LINE.findall(lines):
             guard = re.match(r"@!?U?P\w+\s+", text)
             opcode, _, operands = text[guard.end() if guard else 0 :].partition(" ")
             guarded = guard is not None and not guard[0].startswith("@PT")
-            body.append(Instruction(int(found[1], 16), guarded, opcode, operands.strip()))
-    if body:
-        yield name, body
+            body.append(Instruction(int(address, 16), guarded, opcode, operands.strip()))
+        yield name.strip(), body
 
 
 def _successors(body: Body) -> list[list[int]]:
@@ -116,30 +111,25 @@ def _shortest(
     starts: Collection[Any], ends: Collection[Any], after: Callable[[Any], Iterable[Any]]
 ) -> list[Any] | None:
     """Return the shortest path from a start to an end, without the start; None if there is none."""
-    previous = dict.fromkeys(starts)
-    level = sorted(starts)
-    while level:
-        following = []
-        for state in level:
-            if state in ends:
-                path = []
-                while state not in starts:
-                    path.append(state)
-                    state = previous[state]
-                return path
-            for new in after(state):
-                if new not in previous:
-                    previous[new] = state
-                    following.append(new)
-        level = sorted(following)
+    previous = dict.fromkeys(sorted(starts))
+    queue = deque(previous)
+    while queue:
+        state = queue.popleft()
+        if state in ends:
+            path = []
+            while state not in starts:
+                path.append(state)
+                state = previous[state]
+            return path
+        for new in after(state):
+            if new not in previous:
+                previous[new] = state
+                queue.append(new)
     return None
 
 
 def main_loops(body: Body, loads: int) -> list[Body]:
-    """Return the cycles with so many 128-bit loads and a 128-bit store, the shortest first.
-
-    One cycle for each place that has the stores.
-    """
+    """Return a cycle for each place with 128-bit stores and that many loads, the shortest first."""
     successors = _successors(body)
     wide = [(found := re.match(r"(LDG|STG)\S*\.128", i.name)) and found[1] for i in body]
 
@@ -149,15 +139,12 @@ def main_loops(body: Body, loads: int) -> list[Body]:
             yield i, min(state[1] + (wide[i] == "LDG"), loads)
 
     cycles: list[list[int]] = []
-    stores = [i for i, kind in enumerate(wide) if kind == "STG"]
-    while stores:
-        path = _shortest([(stores[0], 0)], [(stores[0], loads)], after) or []
-        cycle = sorted({i for i, _ in path})
-        if cycle and len(cycle) == len(path):  # else it is a second lap
-            cycles.append(cycle)
-        else:
-            cycle = []
-        stores = [store for store in stores[1:] if store not in cycle]
+    for store in (i for i, kind in enumerate(wide) if kind == "STG"):
+        if not any(store in cycle for cycle in cycles):
+            path = _shortest([(store, 0)], [(store, loads)], after) or []
+            cycle = sorted({i for i, _ in path})
+            if cycle and len(cycle) == len(path):  # else it is a second lap
+                cycles.append(cycle)
     return [[body[i] for i in cycle] for cycle in sorted(cycles, key=len)]
 
 

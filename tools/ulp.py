@@ -1,10 +1,10 @@
 """Find the largest errors of the CPU's kernels by trying every float: make ulp.
 
-Writes docs/accuracy.md, which explains what is measured. The package computes y and, for dy = 1,
-dx = act'(x), in the instruction set that ATEN_CPU_CAPABILITY names. tests/exact.cpp, a library,
-computes the truth and counts the errors. Processes of one thread each take intervals of the 2^32
-bit patterns. The best instruction set (or the named one) gets all of them; the other instruction
-sets and PyTorch get every 17th.
+Writes docs/accuracy.md from accuracy.md.j2. The page explains what is measured.
+The package computes y and, for dy = 1, dx = act'(x), in the instruction set that
+ATEN_CPU_CAPABILITY names. tests/exact.cpp, a library, computes the truth and counts the errors.
+Processes of one thread each take intervals of the 2^32 bit patterns. The best instruction set (or
+the named one) gets all of them; the other instruction sets and PyTorch get every 17th.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from torch.utils import cpp_extension
 import actreg_ext
 from actreg_ext import _C, ops, reference
 from actreg_ext.functional import act_reg
+from benchmarks.markdown import rendered
 from tests import table
-from tools import ulp_report
 
 ROOT = Path(__file__).parents[1]
+PAGE, TEMPLATE = ROOT / "docs" / "accuracy.md", ROOT / "tools" / "accuracy.md.j2"
 SOURCE, LIBRARY = ROOT / "tests" / "exact.cpp", ROOT / "build" / "ulp" / "exact.so"
 CHUNK, TASK = 2**18, 2**26  # patterns: those that fit into the caches, and those of one task
 BENT = range(0x3A800000, 0x43000000)  # patterns of 2^-10 to 2^7, where activations bend
@@ -44,10 +45,6 @@ OTHER_DTYPES = (torch.float64, *table.HALF_TYPES)
 
 class Error(ctypes.Structure):
     _fields_ = [("worst", ctypes.c_double), ("at", ctypes.c_double), ("nearest", ctypes.c_int64)]
-
-
-class Format(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_double) for name in ("least", "greatest", "epsilon")]
 
 
 class Found(NamedTuple):
@@ -78,6 +75,15 @@ class Task(NamedTuple):
     stride: int
 
 
+class Row(NamedTuple):
+    """What was found for an activation."""
+
+    name: str
+    whole: Founds
+    bent: Founds  # where activations bend
+    others: list[Founds]  # for each of OTHER_DTYPES
+
+
 def build() -> None:
     LIBRARY.parent.mkdir(parents=True, exist_ok=True)
     flags = "-std=c++17 -O3 -march=native -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror"
@@ -106,7 +112,7 @@ def results(
 ) -> tuple[Tensor, Tensor]:
     """Values and slopes."""
     name, parameters = parameters_of(variant)
-    dy = ones(x.numel(), x.dtype)
+    dy = torch.ones(x.numel(), dtype=x.dtype)
     if is_eager:
         x = x.detach().requires_grad_()
         y = reference.ACTIVATIONS[name][0](x, *parameters)
@@ -114,11 +120,6 @@ def results(
     y = act_reg(x, **variant).output
     attributes = (name, parameters, 0.0, False, (0.0, 0.0), "sum", ())
     return y, ops.backward(dy, None, y if of_output else x, None, *attributes, of_output)
-
-
-@cache
-def ones(n: int, dtype: torch.dtype) -> Tensor:
-    return torch.ones(n, dtype=dtype)
 
 
 def measure(
@@ -129,7 +130,8 @@ def measure(
     A truth smaller than `least` has the ulp of `least`.
     """
     info = torch.finfo(x.dtype)
-    form = Format(max(info.smallest_normal, least), 2.0 ** round(math.log2(info.max) - 1), info.eps)
+    least = max(info.smallest_normal, least)
+    form = (least, 2.0 ** round(math.log2(info.max) - 1), info.eps)  # exact.cpp's struct Format
     wide = x.dtype if x.dtype == torch.float64 else torch.float32  # it holds every half number
     tensors = [tensor.to(wide).contiguous() for tensor in (x, *got)]
     name, parameters = parameters_of(variant)
@@ -137,7 +139,7 @@ def measure(
     known = getattr(library(), f"measure_{table.describe(wide)}")(
         name.encode(),
         (ctypes.c_double * len(parameters))(*parameters),
-        ctypes.byref(form),
+        (ctypes.c_double * 3)(*form),
         ctypes.c_int64(x.numel()),
         *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors),
         errors,
@@ -199,37 +201,40 @@ def measure_other(variant: dict[str, Any], is_eager: bool, dtype: torch.dtype) -
     return measure(variant, x, results(variant, is_eager, x))
 
 
-def single_threaded() -> None:
-    torch.set_num_threads(1)
-
-
 def output_tells(variant: dict[str, Any]) -> bool:
     """Whether backward computes from y, not from x, without penalties and dropout."""
     return _C.kept(torch.float32, *parameters_of(variant), 0.0, False, 0.0, 0.0) == "output"
 
 
+def number(worst: float) -> str:
+    """Rounded up, to two decimals or three digits."""
+    if not math.isfinite(worst):
+        return "inf"
+    if worst < 100:
+        return f"{math.ceil(worst * 100) / 100:g}"
+    unit = 10 ** (math.floor(math.log10(worst)) - 2)
+    return f"{math.ceil(worst / unit) * unit:.3g}"
+
+
 def run(
     text: str, capability: str, is_eager: bool, stride: int, *, of_output: bool = False
-) -> list[ulp_report.Row]:
+) -> list[Row]:
     """Measure the activations with that text in their names, in one instruction set."""
     os.environ["ATEN_CPU_CAPABILITY"] = capability.lower()
     context = multiprocessing.get_context("spawn")  # its processes read the environment again
     rows = []
-    with ProcessPoolExecutor(os.cpu_count(), context, single_threaded) as workers:
+    with ProcessPoolExecutor(os.cpu_count(), context, torch.set_num_threads, (1,)) as workers:
         for variant in (v for v in table.PLAIN if text in v["activation"]):
             if of_output and not output_tells(variant):
                 continue
             start, name = time.perf_counter(), variant["activation"]
-            tasks = [
-                Task(variant, is_eager, of_output, first, stride) for first in range(0, 2**32, TASK)
-            ]
+            firsts = range(0, 2**32, TASK)
+            tasks = [Task(variant, is_eager, of_output, first, stride) for first in firsts]
             parts = zip(*workers.map(sweep, tasks), strict=True)
             whole, bent = (reduce(merged, part) for part in parts)
-            others = [
-                workers.submit(measure_other, variant, is_eager, dtype)
-                for dtype in (() if of_output else OTHER_DTYPES)
-            ]
-            rows.append(ulp_report.Row(name, whole, bent, [other.result() for other in others]))
+            dtypes = () if of_output else OTHER_DTYPES
+            others = [workers.submit(measure_other, variant, is_eager, dtype) for dtype in dtypes]
+            rows.append(Row(name, whole, bent, [other.result() for other in others]))
             errors = " and ".join(f"{found.worst:.4g} at {found.at:.9g}" for found in whole)
             what = f"PyTorch {capability}" if is_eager else capability
             what += " slopes of the output," if of_output else ""
@@ -247,13 +252,20 @@ def main() -> None:
     best, *others = sets[sets.index(_C.cpu_capability()) :]
     ours = {best: run(only, best, False, stride)}
     ours |= {other: run(only, other, False, STRIDE * stride) for other in others}
-    of_output = (
-        run(only, best, False, stride, of_output=True),
-        run(only, best, True, STRIDE * stride, of_output=True),
+    text = rendered(
+        TEMPLATE,
+        ours=ours,
+        of_output=run(only, best, False, stride, of_output=True),
+        eager_of_output=run(only, best, True, STRIDE * stride, of_output=True),
+        eager=run(only, best, True, STRIDE * stride),
+        best=best,
+        example=next((row for row in ours[best] if row.name == "gelu"), ours[best][0]),
+        number=number,
+        required=[table.describe(variant) for variant in table.PLAIN if len(variant) > 1],
+        torch=torch.__version__.split("+")[0],
     )
-    text = ulp_report.page(ours, run(only, best, True, STRIDE * stride), of_output)
     if not only and stride == 1:
-        ulp_report.PATH.write_text(text)
+        PAGE.write_text(text)
     else:
         print(text)
 
