@@ -52,7 +52,7 @@ NO_HEADERS = """
 actreg_ext: building needs the headers of Python {python}; {folder} has no Python.h. Install them:
   Debian, Ubuntu   sudo apt install python{python}-dev
   Fedora, RHEL     sudo dnf install python{python}-devel
-  others           take a Python that brings its headers: from conda, uv, pyenv or python.org
+  others           use a Python with headers: from conda, uv, pyenv or python.org
 """
 
 
@@ -163,9 +163,10 @@ def openmp_flags(torch: ModuleType, include_paths: list[str], compiler: str) -> 
     if sys.platform == "darwin":  # PyTorch's wheels bring the header that Apple's compiler lacks
         bundled = any(os.path.isfile(os.path.join(path, "omp.h")) for path in include_paths)
         return ["-Xclang", "-fopenmp"] if bundled else []
-    if "clang" in output_of(compiler, "--version"):  # calls LLVM's runtime; torch has GCC's
+    if "clang" in output_of(compiler, "--version"):  # calls LLVM's runtime; torch loads GCC's
         print(
-            "actreg_ext: single-threaded, as Clang's OpenMP is not torch's; CXX=g++ has it",
+            "actreg_ext: the build uses one thread, because Clang's OpenMP library is not the one "
+            "that torch loads; for all threads build with GCC: CXX=g++",
             file=sys.stderr,
         )
         return []

@@ -1,6 +1,5 @@
 // The activations, and the list of all of them. Layer: core.
-// To add an activation: write its struct here, add the struct to the list at the end of this file,
-// and add its row to actreg_ext/torch_activations.py. Values and slopes equal those of
+// CONTRIBUTING.md shows how to add an activation. Values and slopes equal those of
 // torch.nn.functional, also at NaN, at +-inf and at the kinks. Parameters have torch's names and
 // defaults.
 #pragma once

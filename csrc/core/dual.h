@@ -5,8 +5,8 @@
 // Note [A derivative of 0 wins]
 // A derivative that is exactly 0 stays 0, even if the rule multiplies it with an infinite number.
 // So every rule below calls zero_wins(derivative, factor) instead of derivative * factor. Example:
-// celu computes x * c with a constant c. The product rule gives 1 * c + x * 0, and the second term
-// would be NaN at x = -inf.
+// celu computes x * c with a constant c. The product rule gives 1 * c + x * 0. At x = -inf the
+// second term would be NaN; with zero_wins the second term is 0.
 #pragma once
 
 #include "core/jet.h"

@@ -5,8 +5,8 @@
 // as possible:
 // - Nothing, if the slope has one value (identity) and sign(a) and a are not needed.
 // - One bit per element, if the slope has two values (relu: 0 and 1) and sign(a) and a are not
-//   needed. The bit says which slope. If dropped elements have the gradient 0, forward clears their
-//   bits: then backward need not redraw the mask.
+//   needed. The bit says which slope. If the slope `off` is 0 and no L1 penalty counts dropped
+//   elements, forward clears the bits of dropped elements. Then backward need not redraw the mask.
 // - The output y, if the slope is a function of y. The next layer usually keeps y anyway, so y
 //   costs no memory. Either act has the same value and slope at y as at x (relu), or there is a
 //   formula slope_of_output (tanh: 1 - y^2).
@@ -19,7 +19,7 @@
 // softshrink: the same bits) or computed as in PyTorch (sigmoid, tanh). For elu and softsign the
 // slope from y would be less exact than PyTorch's slope. In a half type y has few digits, so no
 // slope_of_output is used.
-// A penalty on the output is a penalty on the rounded y, so its gradient may be computed from y.
+// A penalty on the output penalizes y after its rounding. So its gradient may be computed from y.
 #pragma once
 
 #include <limits>

@@ -5,8 +5,8 @@
 // generator's state, on the thread, on the vector width or on the grid. So the mask has the same
 // bits on every device, and it is never stored: backward redraws it. Philox4x32-10 (Salmon et al.,
 // "Parallel random numbers: as easy as 1, 2, 3", SC 2011) gives 128 bits per call. Each element
-// uses 16 of them: with 32 bits per element, drawing would take longer than the memory traffic of a
-// bfloat16 tensor.
+// uses 16 of these bits, so one call serves 8 elements. With 32 bits per element, drawing would
+// take longer than the memory traffic of a bfloat16 tensor.
 #pragma once
 
 #include <cstdint>

@@ -4,7 +4,8 @@
 // avx512.cpp, avx2.cpp and default.cpp include this file, each for its own instruction set. All of
 // this code is in an anonymous namespace or inlined, and the three files include no torch header,
 // because they must not define weak symbols: of each weak symbol the linker keeps one copy for the
-// whole library. If it kept a copy compiled for AVX-512, other code would crash on older CPUs.
+// whole library. If the linker kept a copy compiled for AVX-512, other code would crash on older
+// CPUs.
 #include "core/kept.h"
 #include "core/operator.h"
 #include "core/problem.h"

@@ -25,11 +25,11 @@ struct RandomState {
 
 // Note [The penalty's bits]
 // One build gives the penalty the same bits for any grid and on all GPUs of one compute capability:
-// - The order of the additions is fixed. The size of the tensor alone decides how it is cut into
-//   parts. One block sums a part, and the block that finishes last adds the parts in their order.
-//   There are no floating-point atomics.
-// - Whole tiles and other tiles run different code. The sum of squares is fused explicitly
-//   (add_square), so that both round it alike.
+// - The order of the additions is fixed. The size of the tensor alone decides how the tensor is cut
+//   into parts. One block sums a part, and the block that finishes last adds the parts in their
+//   order. There are no floating-point atomics.
+// - Whole tiles and other tiles run different code. Both call add_square, which fuses square and
+//   addition explicitly. So both round the sum of squares in the same way.
 // Another compute capability or another nvcc may give other last bits, because nvcc decides where
 // to fuse a multiplication and an addition of an activation.
 // A thread sums a tile in float, and everything beyond a tile is summed in double, as on the CPU.

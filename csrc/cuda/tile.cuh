@@ -29,9 +29,9 @@ struct Tile {
   static constexpr int kElementsOfSmall = kThreads * kElementsPerDraw;
 
   // Note [Small tensors]
-  // A tensor of 2^21 or more elements is cut into large tiles, of 8192 elements (float64: 2048). It
-  // has at least 256 of them, enough for a GPU of about 130 multiprocessors. A smaller tensor is
-  // cut into small tiles of 2048 elements, where each thread draws once. The size of the tensor
+  // A tensor of 2^21 or more elements is cut into large tiles, of 8192 elements (float64: 2048).
+  // These are at least 256 tiles, enough for a GPU of about 130 multiprocessors. A smaller tensor
+  // is cut into small tiles of 2048 elements, where each thread draws once. The size of the tensor
   // alone decides, never the GPU, because the tiles decide the order in which the penalty is
   // summed. The bound was not tuned on a GPU.
   static ACTREG_HD bool are_large(int64_t n) { return n >= ACTREG_LARGE_FROM; }
@@ -67,9 +67,9 @@ struct Tile {
 // Note [Whole tiles and others]
 // A tile is whole if it is large, aligned and entirely inside the tensor. A thread works on a tile
 // in steps: it loads all vectors of a step before it stores the first. In a whole tile
-// (kWhole = true) a step has four vectors, 64 bytes, of each input; backward of a half type takes
-// two, because their 16 elements become 16 numbers in registers. All other tiles (kWhole = false)
-// have the same arithmetic in steps of kSharers vectors.
+// (kWhole = true) a step has four vectors, 64 bytes, of each input. Backward of a half type has two
+// vectors per step, because already these 16 elements need 16 registers for each input. All other
+// tiles (kWhole = false) have the same arithmetic in steps of kSharers vectors.
 template <class E, bool kIsForward, bool kWhole>
 constexpr int kVectorsAtOnce = !kWhole                         ? Tile<E>::kSharers
                                : sizeof(E) == 2 && !kIsForward ? 2

@@ -1,9 +1,9 @@
 // The attributes: what every operator takes besides tensors, listed once. Layer: torch.
 //
 // Note [Attributes]
-// An attribute goes through eight operators and, in each, through a schema, a typed handle, a Meta,
-// a CPU, a CUDA and an Autograd kernel, and it is kept by the nodes of the autograd graph. All of
-// them are derived from AttributesHeld. To add an attribute:
+// Every attribute is an argument of eight operators. Each operator has a schema, a typed handle,
+// and a Meta, a CPU, a CUDA and an Autograd kernel; the nodes of the autograd graph keep the
+// attributes. AttributesHeld defines the attributes for all of these. To add an attribute:
 // 1. Here, add the field, and add it to fields() at the same place. Then every schema, handle,
 //    kernel and node has it. For an attribute of a new type, also add owned() and schema_type().
 // 2. In operators.cpp, let problem_of check it and put it into the Problem.

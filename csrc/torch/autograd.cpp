@@ -112,7 +112,7 @@ std::tuple<Tensor, Tensor> forward_in_place_autograd(c10::DispatchKeySet keys, c
   }
   Results results{x, Tensor(), tensor_or_none(rng_state), Tensor()};
   {
-    // Not below ADInplaceOrView, whose kernel counts the version of x up.
+    // Not below ADInplaceOrView, because its kernel increments the version of x.
     const at::AutoDispatchBelowAutograd below;
     std::tie(results.penalty, results.bits) = ForwardInPlace::redispatch(
         keys & c10::after_autograd_keyset, x, rng_state, a, with_bits || state.kept == Kept::kBits);

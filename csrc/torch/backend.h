@@ -3,14 +3,15 @@
 // Note [Backends]
 // A backend is a struct B with the static members below. From B, implement_backend<B>(library)
 // registers all operators of a device.
-//   Guard guard(device)                 `device` is the current one as long as the guard lives
+//   Guard guard(device)                 makes `device` the current device while the guard lives
 //   empty(sizes, type, device)          a new contiguous tensor
 //   dense(sizes, strides, type, device) a new dense tensor, every element of which will be written
 //   forward(problem, x, state, results) fills the tensors of `results`; if results.rng_state is
-//                                       defined, draws it first
-//   run_backward(kernel, problem, state, dy, dpenalty, dx, order)   fills dx by one of the kernels
-//   backward_kernel(), curvature_kernel(), backward_bits_kernel(slopes)   these kernels
-// `state` is rng_state, checked and contiguous. It is absent if no mask is drawn from it.
+//                                       defined, draws the rng_state first
+//   run_backward(kernel, problem, state, dy, dpenalty, dx, order)   fills dx by running `kernel`,
+//                                       which is the result of one of the next three members
+//   backward_kernel(), curvature_kernel(), backward_bits_kernel(slopes)
+// `state` is rng_state, checked and contiguous. It is absent if the call needs no mask.
 #pragma once
 
 #include <tuple>

@@ -18,11 +18,12 @@ constexpr uintptr_t kFresh = uintptr_t{32} << 20;
 // Note [Huge pages]
 // Linux handles the first write to each fresh page of memory as a fault. With pages of 4 kB these
 // faults take 80 to 90 % of the time of a call on a tensor of kFresh bytes or more. madvise asks
-// for pages of 2 MB instead, 500 times fewer. Where the system grants them, forward takes 0.3 to
-// 0.4 and backward 0.4 to 0.7 of the time without (2^23 to 2^26 elements; docs/performance.md).
+// for pages of 2 MB instead, 500 times fewer. Where the system grants huge pages, forward takes 0.3
+// to 0.4 and backward 0.4 to 0.7 of the time with small pages (2^23 to 2^26 elements).
 // - The risk: a virtual machine whose host takes freed memory back may wait for each huge page. On
-//   such a machine all these calls together took 0.63, 0.65 and 0.79 of the floor's time (x.clone()
-//   and torch.add(x, dy)) in three benchmarks, but single calls took 3 times the floor's time.
+//   such a machine all these calls together took 0.63, 0.65 and 0.79 of the time of a copy
+//   (x.clone() and torch.add(x, dy)) in three benchmarks, but single calls took 3 times as long as
+//   the copy (docs/performance.md).
 // - madvise is a hint. It ends when the block is unmapped. No memory is wasted, because all of the
 //   tensor is written.
 // - Smaller blocks get no hint: malloc mostly uses them again without fresh pages, and a hint for

@@ -16,9 +16,9 @@
 //
 // CUDA does not tell when a stream is destroyed, nor when the last launch on it has ended. So a
 // stream keeps its workspace for ever, and only the first kStreams streams of a device get one. On
-// any other stream each call allocates temporary memory from PyTorch's allocator, which knows when
-// memory of a stream may be used again, and zeroes the counter in it. That costs one more launch
-// for each call, but no memory for ever.
+// any other stream each call allocates a temporary workspace from PyTorch's allocator, which knows
+// when memory of a stream may be used again. The call also zeroes the counter in this workspace,
+// which costs one more launch per call.
 #include "torch/cuda_workspaces.h"
 
 #include <c10/cuda/CUDACachingAllocator.h>

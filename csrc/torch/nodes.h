@@ -30,8 +30,8 @@ inline OptionalTensor primal(const OptionalTensor& tensor) {
 }
 
 // The derivative of the penalty in the direction v: sum(v * dx), with dx = backward(dpenalty = 1).
-// Without coefficients: that of each of the two sums. backward has to compute in `type`, so wide
-// that 1 / D does not underflow.
+// Without coefficients: the derivatives of the two sums. backward has to compute in `type`, because
+// 1 / D may underflow in float16.
 template <class F>
 Tensor penalty_direction(const Tensor& v, at::ScalarType type, const Attributes& a, F backward) {
   const Tensor wide = v.to(type);

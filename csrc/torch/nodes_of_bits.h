@@ -96,8 +96,8 @@ struct ActRegBitsBackward final : public BitsNode<ActRegBitsBackward>, public Fo
     const Tensor dpenalty = with_injected(dy, gradients[1], shape.dtype);
     OptionalTensor anchor;
     if (at::GradMode::is_enabled()) {
-      // A new tensor is made by a tensor that was kept, if there is one. Under is_grads_batched dy
-      // belongs to a transform that ends before dx does, and so would a tensor made by dy.
+      // The anchor is made from a kept tensor, if there is one. Under is_grads_batched dy belongs
+      // to a transform that ends earlier than dx, and so would an anchor made from dy.
       anchor = make_anchor(marks.defined()   ? marks
                            : state.defined() ? state
                            : dy.defined()    ? dy
