@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import errors, fx_conversion, hints
+from . import errors, hints
+from .fx_conversion import recompile
 from .known import described
 from .nn import ActReg
-from .places import Filter, Rules, Site, original, share_hooks, sites
+from .places import Filter, Rules
 from .plan import Plan
 from .report import ConversionReport
+from .walk import sites
 
 
 def convert(
@@ -49,12 +51,16 @@ def convert(
       nn.TransformerEncoderLayer: one ActReg for both. An nn.Identity takes the dropout's place, so
       names and state_dict keys stay;
     - an nn.Dropout anywhere else, by `ActReg("identity", p=...)`, which has no penalty;
-    - in a torch.fx.GraphModule also calls of functions, such as F.relu and F.dropout.
+    - in a torch.fx.GraphModule also calls of functions, such as F.relu and F.dropout. A dropout that
+      was traced in training mode follows the training flag of the model afterwards.
 
     The new modules have the parameters, the inplace flag, the hooks and the training flag of the
-    old ones. A module that stands at several places stays one module. An activation that has hooks
-    is not merged with its dropout. A model that was converted before is reverted first, so the last
-    call counts. Code that tests `isinstance(module, nn.ReLU)` no longer finds it.
+    old ones. An activation and its dropout stay two modules if one of them has hooks, or if their
+    training flags differ. A module that stands at several places stays one module: a shared
+    activation is merged only if all its places have a dropout of the same p. Of a model that was
+    converted before, the original modules are converted again, so the last call counts. Code that
+    tests `isinstance(module, nn.ReLU)` no longer finds the activation. In eval mode without
+    gradients nn.TransformerEncoderLayer runs its fast path, which calls no ActReg.
 
     Args:
         model: the model. It must not be an activation itself, and no torch.jit.ScriptModule.
@@ -85,9 +91,9 @@ def convert(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 2))
-        >>> print(convert(model, l1=1e-4))
-        replaced  1  ReLU    ActReg(relu, l1=0.0001, p=0.1, keep=input, keeps=bits)
-        replaced  2  Dropout(p=0.1)  Identity(): part of 1
+        >>> print(convert(model, l1=1e-4))  # doctest: +ELLIPSIS
+        replaced  1  ReLU()                         ActReg(relu, l1=0.0001, p=0.1, ...)
+        replaced  2  Dropout(p=0.1, inplace=False)  Identity(): part of 1
         >>> revert(model)
         ['1', '2']
     """
@@ -98,30 +104,15 @@ def convert(
         if not isinstance(value, bool):
             raise TypeError(f"{name} must be True or False, but got {errors.shown(value)}")
     filters = Filter("include", include), Filter("exclude", exclude)
-    before = [site for site in sites(model) if original(site.held) is not None]
-    converted = [(site, site.held) for site in before]
-    graphs = fx_conversion.revert_all(model)
-    for site in before:
-        _put_back(site)
     plan = Plan(model, p, options, dropout, filters)
-    try:
-        plan.make()
-        for rules in filters:
-            rules.check()
-        report = plan.report
-        if example is not None:
-            report.hints = hints.find(model, example)
-        if not report.replaced:
-            _warn_nothing(report)
-    except BaseException:
-        dry_run = True
-        raise
-    finally:
-        if dry_run:
-            for site, held in converted:
-                site.put(held)
-            for restore in graphs:
-                restore()
+    plan.make()
+    for rules in filters:
+        rules.check()
+    report = plan.report
+    if example is not None:
+        report.hints = hints.find(model, example, [site for site, _ in plan.new])
+    if not report.replaced:
+        _warn_nothing(report)
     if not dry_run:
         plan.apply()
     return report
@@ -152,19 +143,11 @@ def revert(model: nn.Module) -> list[str]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
-    changed = [site for site in sites(model) if original(site.held) is not None]
+    changed = [site for site in sites(model) if site.is_converted]
     for site in changed:
-        _put_back(site)
-    names = [site.name for site in changed]
-    return names + fx_conversion.revert(model)
-
-
-def _put_back(site: Site) -> None:
-    held = original(site.held)
-    if isinstance(held, nn.Module):
-        held.training = site.held.training
-        share_hooks(site.held, held)
-    site.put(held)
+        site.restore()
+    recompile(changed)
+    return [site.name for site in changed]
 
 
 def _check_model(model: nn.Module) -> None:
@@ -175,7 +158,10 @@ def _check_model(model: nn.Module) -> None:
             "model is a torch.jit.ScriptModule, which cannot be changed: convert the model before "
             "torch.jit.script or torch.jit.trace"
         )
-    if described(model) is not None or isinstance(model, ActReg | nn.Dropout):
+    inner = model._modules.get("_orig_mod", model)  # of torch.compile's OptimizedModule
+    if inner is not None and (
+        described(inner) is not None or isinstance(inner, ActReg | nn.Dropout)
+    ):
         raise ValueError(
             f"model is itself an activation or a dropout ({errors.brief(model)}), which cannot be "
             f"replaced in place: write ActReg(...) instead"

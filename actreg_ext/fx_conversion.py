@@ -1,177 +1,176 @@
-"""Conversion of torch.fx graphs, in which an activation may be the call of a function.
+"""Graphs of torch.fx, in which an activation may be the call of a function.
 
-See conversion.py. A call becomes a call of a new ActReg module; the module keeps what it replaced.
+See conversion.py. A node that calls a function becomes a node that calls a new module. The nodes,
+their names and their order stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
 
 from .known import DROPOUTS, FUNCTIONS, METHODS, Described
-from .nn import ActReg
+from .places import Site, original
 
-# A call that a module replaced: (op, target, arguments after the input, keyword arguments).
-Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
-
-
-def graphs_of(model: nn.Module) -> Iterator[tuple[str, fx.GraphModule]]:
-    """Yield the graph modules in a model, with their names."""
-    for name, module in model.named_modules():
-        if isinstance(module, fx.GraphModule):
-            yield name, module
+_SEVERAL = "the module has several graphs"
+Place = tuple[int, str]  # of a site: id(parent), key
 
 
-class GraphPlan:
-    """The replacements in one graph."""
-
-    def __init__(self, name: str, module: fx.GraphModule) -> None:
-        self.name = name
-        self.module = module
-        self.changes: list[tuple[list[fx.Node], str, ActReg]] = []
-
-    def make(
-        self, options: dict[str, Any], p: float | None, dropout: bool
-    ) -> Iterator[tuple[str, str, ActReg]]:
-        """Decide what is replaced; yield (name, what it was, what it is)."""
-        merged: set[fx.Node] = set()
-        for node in self.module.graph.nodes:
-            if node in merged:
-                continue
-            found = _activation(node)
-            nodes = [node]
-            if found is not None:
-                behind = _only_user(node)
-                probability = 0.0
-                if behind is not None and _drops(behind) is not None:
-                    nodes.append(behind)
-                    merged.add(behind)
-                    probability = _drops(behind) or 0.0
-                probability = probability if p is None else p
-                layer = ActReg(found[0], p=probability, keep="input", **options, **found[1])
-            elif dropout and (_drops(node) or 0.0) > 0:
-                layer = ActReg("identity", p=_drops(node) or 0.0)
-            else:
-                continue
-            layer._original = tuple((_call(n),) for n in nodes)
-            layer.training = self.module.training
-            key = f"act_reg_{len(self.changes)}"
-            self.changes.append((nodes, key, layer))
-            full = f"{self.name}.{key}" if self.name else key
-            yield full, " and ".join(f"call of {_named(n)}" for n in nodes), layer
-
-    def apply(self) -> None:
-        """Change the graph."""
-        graph = self.module.graph
-        for nodes, key, layer in self.changes:
-            self.module.add_submodule(key, layer)
-            with graph.inserting_after(nodes[-1]):
-                new = graph.call_module(key, (nodes[0].args[0],))
-            new.meta = dict(nodes[-1].meta)
-            nodes[-1].replace_all_uses_with(new)
-            for node in reversed(nodes):
-                graph.erase_node(node)
-        if self.changes:
-            self.module.recompile()
+class Input:
+    """Stands for the input in the arguments of a call."""
 
 
-def revert(model: nn.Module) -> list[str]:
-    """Put the calls back; return the names of the modules that replaced them."""
-    names = []
-    for prefix, module in graphs_of(model):
-        changed = False
-        for node in list(module.graph.nodes):
-            layer = module._modules.get(node.target) if node.op == "call_module" else None
-            calls = _calls(layer)
-            if not calls:
-                continue
-            value = node.args[0]
-            with module.graph.inserting_before(node):
-                for op, target, args, kwargs in calls:
-                    value = module.graph.create_node(op, target, (value, *args), kwargs)
-            node.replace_all_uses_with(value)
-            module.graph.erase_node(node)
-            module.delete_submodule(node.target)
-            names.append(f"{prefix}.{node.target}" if prefix else node.target)
-            changed = True
-        if changed:
-            module.recompile()
-    return names
+@dataclass
+class Call:
+    """A call of a function or method in a graph, without the input."""
+
+    op: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __str__(self) -> str:
+        """Return the name of the function."""
+        name = self.target if isinstance(self.target, str) else self.target.__name__
+        return f"call of {name.removeprefix('_')}"
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments without the input."""
+        args = tuple(a for a in self.args if a is not Input)
+        return args, {k: v for k, v in self.kwargs.items() if v is not Input}
+
+    @property
+    def inplace(self) -> bool:
+        """Whether the call overwrites the input."""
+        name = str(self.target if isinstance(self.target, str) else self.target.__name__)
+        return name.endswith("_") or self.kwargs.get("inplace") is True
+
+    def described(self) -> Described | None:
+        """Return the name and the parameters of the activation that is called, or None."""
+        table: dict[Any, Any] = METHODS if self.op == "call_method" else FUNCTIONS
+        args, kwargs = self.arguments()
+        try:
+            return table[self.target](*args, **kwargs)  # type: ignore[no-any-return]
+        except (KeyError, TypeError):
+            return None
+
+    def dropout(self) -> tuple[float, bool] | None:
+        """Return p and the inplace flag of a call of a dropout; None if it does not drop."""
+        if self.op != "call_function" or self.target not in DROPOUTS:
+            return None
+        args, given = self.arguments()
+        given |= dict(zip(("p", "training", "inplace"), args, strict=False))
+        p, inplace = given.get("p", 0.5), given.get("inplace", False)
+        if given.get("training", True) is not True or not isinstance(p, float | int):
+            return None
+        return (float(p), inplace) if isinstance(inplace, bool) else None
 
 
-def revert_all(model: nn.Module) -> list[Callable[[], None]]:
-    """Put the calls back; return functions that undo that."""
-    undo: list[Callable[[], None]] = []
-    for _, module in graphs_of(model):
-        layers = {key: m for key, m in module._modules.items() if _calls(m)}
-        if layers:
-            graph = fx.Graph()
-            graph.output(graph.graph_copy(module.graph, {}))
+@dataclass
+class CallSite(Site):
+    """A node of a graph that calls a function, or the module which has replaced that function."""
 
-            def restore(
-                module: fx.GraphModule = module,
-                layers: dict[str, Any] = layers,
-                graph: fx.Graph = graph,
-            ) -> None:
-                module._modules.update(layers)
-                module.graph = graph
+    node: fx.Node = field(kw_only=True)
 
-            undo.append(restore)
-    revert(model)
-    return undo
+    def put(self, new: Any) -> None:
+        """Let the node call a module, or a function."""
+        node, parent = self.node, self.parent
+        assert isinstance(parent, fx.GraphModule)
+        if isinstance(new, Call):
+            (value,) = node.args
+
+            def filled(argument: Any) -> Any:
+                return value if argument is Input else argument
+
+            node.op, node.target = new.op, new.target
+            node.args = tuple(map(filled, new.args))
+            node.kwargs = {k: filled(v) for k, v in new.kwargs.items()}
+            parent.delete_submodule(self.key)
+        else:
+            (value,) = node.all_input_nodes
+            parent.add_submodule(self.key, new)
+            node.op, node.target = "call_module", self.key
+            node.args, node.kwargs = (value,), {}
+
+    def scopes(self) -> Iterator[str]:
+        """Yield also the names of the modules from whose forward the call was traced."""
+        yield from super().scopes()
+        for name in self.names:
+            prefix = name.removesuffix(self.key)
+            for path, _ in self._stack():
+                yield f"{prefix}{path}"
+
+    def kinds(self, types: dict[str, type]) -> Iterator[type]:
+        """Yield also the classes of the modules from whose forward the call was traced."""
+        yield from super().kinds(types)
+        yield from (kind for _, kind in self._stack() if isinstance(kind, type))
+
+    def _stack(self) -> list[tuple[str, Any]]:
+        return list((self.node.meta.get("nn_module_stack") or {}).values())
 
 
-def _calls(layer: Any) -> list[Call]:
-    kept = layer.__dict__.get("_original", ()) if isinstance(layer, ActReg) else ()
-    return [k[0] for k in kept if isinstance(k, tuple)]
+def calls(parent: fx.GraphModule, prefixes: list[str]) -> Iterator[CallSite]:
+    """Yield the nodes of a graph that call an activation or a dropout, or did before `convert`."""
+    several = sum(isinstance(value, fx.Graph) for value in vars(parent).values()) > 1
+    taken: set[str] = set()
+    for node in parent.graph.nodes:
+        present: Any = None
+        key = str(node.target)
+        if node.op == "call_module":
+            module = _submodule(parent, node)
+            present = module if isinstance(original(module), Call) else None
+        elif node.op in ("call_function", "call_method"):
+            present = _call(node)
+            key = node.name
+            while hasattr(parent, key) or key in taken:
+                key += "_act"
+        if present is not None:
+            taken.add(key)
+            names = [f"{prefix}.{key}" if prefix else key for prefix in prefixes]
+            yield CallSite(parent, key, names, present, _SEVERAL if several else "", node=node)
 
 
-def _call(node: fx.Node) -> Call:
-    return node.op, node.target, tuple(node.args[1:]), dict(node.kwargs)
-
-
-def _named(node: fx.Node) -> str:
-    return str(
-        node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    )
-
-
-def _activation(node: fx.Node) -> Described | None:
-    """Return the description of a call of an activation function that is not in place."""
-    if node.op == "call_function":
-        describe = FUNCTIONS.get(node.target)
-    elif node.op == "call_method":
-        describe = METHODS.get(str(node.target))
-    else:
+def _call(node: fx.Node) -> Call | None:
+    """Return the call of an activation or a dropout whose other arguments are constants."""
+    inputs = [*node.args, *node.kwargs.values()]
+    if len(node.all_input_nodes) != 1 or sum(isinstance(a, fx.Node) for a in inputs) != 1:
         return None
-    arguments = (*node.args[1:], *node.kwargs.values())
-    if describe is None or not node.args or any(isinstance(a, fx.Node) for a in arguments):
+    value = node.all_input_nodes[0]
+    args = tuple(Input if a is value else a for a in node.args)
+    kwargs = {k: Input if a is value else a for k, a in node.kwargs.items()}
+    if args[:1] != (Input,) and kwargs.get("input") is not Input:
         return None
-    if node.kwargs.get("inplace") or True in node.args[1:]:
-        return None
-    try:
-        found = describe(*node.args[1:], **node.kwargs)
-        ActReg(found[0], **found[1])
-    except (TypeError, ValueError):
-        return None
-    return found
+    call = Call(node.op, node.target, args, kwargs)
+    return call if call.described() or call.dropout() else None
 
 
-def _drops(node: fx.Node) -> float | None:
-    """Return the p of a call of a dropout function in training; None for any other node."""
-    if node.op == "call_module":
-        return None
-    if node.op != "call_function" or node.target not in DROPOUTS or not node.args:
-        return None
-    given = dict(zip(("p", "training", "inplace"), node.args[1:], strict=False)) | node.kwargs
-    p = given.get("p", 0.5)
-    if given.get("inplace") or not given.get("training", True) or not isinstance(p, float):
-        return None
-    return p
+def _submodule(parent: fx.GraphModule, node: fx.Node) -> nn.Module:
+    return parent.get_submodule(str(node.target))
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
-    users = list(node.users)
-    return users[0] if len(users) == 1 and users[0].args[:1] == (node,) else None
+def followers(parent: fx.GraphModule, found: list[CallSite]) -> dict[Place, Place]:
+    """Return the places in a graph whose output goes to exactly one other place, and that place."""
+    places: dict[fx.Node, Place] = {site.node: (id(parent), site.key) for site in found}
+    for node in parent.graph.nodes:
+        if node.op == "call_module" and node not in places:
+            holder, _, key = str(node.target).rpartition(".")
+            places[node] = id(parent.get_submodule(holder)), key
+    count = Counter(places.values())
+    return {
+        place: places[user]
+        for node, place in places.items()
+        for user in list(node.users)[:1]
+        if len(node.users) == 1 and user in places and user.all_input_nodes == [node]
+        if count[place] == 1 and count[places[user]] == 1
+    }
+
+
+def recompile(sites: list[Site]) -> None:
+    """Generate the code of the graphs that were changed."""
+    for module in {site.parent: None for site in sites if isinstance(site, CallSite)}:
+        assert isinstance(module, fx.GraphModule)
+        module.recompile()

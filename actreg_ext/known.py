@@ -61,6 +61,7 @@ _PAIRS: dict[str, tuple[str, str]] = {
     "timm.layers.Mlp": ("act", "drop1"),
     "transformers.T5DenseActDense": ("act", "dropout"),
 }
+_CALLING = ("forward", "_ff_block")  # the methods of these classes that call the pair
 
 
 def _library_of(kind: type) -> str:
@@ -104,9 +105,17 @@ def same_as(name: str) -> str | None:
 
 
 def pair_of(parent: nn.Module) -> tuple[str, str] | None:
-    """Return the names of an activation and a dropout that `parent` calls one after the other."""
+    """Return the names of an activation and a dropout that `parent` calls one after the other.
+
+    Also for a subclass that does not change how the two are called.
+    """
     kind = type(parent)
-    return _PAIRS.get(f"{_library_of(kind)}.{kind.__name__}")
+    for base in kind.__mro__:
+        pair = _PAIRS.get(f"{_library_of(base)}.{base.__name__}")
+        if pair is not None:
+            same = (getattr(kind, m, None) is getattr(base, m, None) for m in _CALLING)
+            return pair if all(same) and not set(_CALLING) & set(parent.__dict__) else None
+    return None
 
 
 def is_activation_class(module: nn.Module) -> bool:
@@ -127,13 +136,15 @@ def _takes(name: str) -> Callable[..., Described]:
     names = list(_PARAMETERS[name])
 
     def describe(*values: Any, inplace: bool = False, **named: Any) -> Described:
+        if len(values) > len(names):  # a positional `inplace` or `out`
+            raise TypeError(f"{name} takes {len(names)} parameters, but got {len(values)}")
         return name, {**dict(zip(names, values, strict=False)), **named}
 
     return describe
 
 
-# Functional form -> (our activation from the arguments after the input). In-place forms are not
-# here: their users may read the overwritten input.
+# Functional form -> (our activation from the arguments after the input). The name of a form that is
+# always in place ends with "_".
 FUNCTIONS: dict[Any, Callable[..., Described]] = {
     F.gelu: _gelu,
     torch.relu: _takes("relu"),
@@ -154,10 +165,17 @@ FUNCTIONS: dict[Any, Callable[..., Described]] = {
         for name, (function, kind) in ACTIVATIONS.items()
         if kind is not None and name not in ("gelu", "identity")
     },
+    **{
+        getattr(holder, f"{name}_"): _takes(name)
+        for holder in (torch, F, Tensor)
+        for name in ACTIVATIONS
+        if hasattr(holder, f"{name}_")
+    },
 }
 # The same as methods of a tensor, as torch.fx records them.
 METHODS: dict[str, Callable[..., Described]] = {
-    name: _takes(name) for name in ("relu", "sigmoid", "tanh", "hardshrink")
+    name: _takes(name.removesuffix("_"))
+    for name in ("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "hardshrink")
 }
 DROPOUTS = (F.dropout, torch.dropout)
 

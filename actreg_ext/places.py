@@ -1,16 +1,18 @@
-"""The places of a model where `convert` may put something else, and the rules that select them."""
+"""The places of a model where `convert` may put something else, and the rules that select them.
+
+Which places a model has is in walk.py.
+"""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from . import errors
-from .known import pair_of
 
 Rule = str | type | Callable[[str, nn.Module], bool]
 Rules = Rule | Sequence[Rule] | None
@@ -18,81 +20,127 @@ Rules = Rule | Sequence[Rule] | None
 
 @dataclass
 class Site:
-    """A place where a parent holds a module, or a function that is an activation."""
+    """A place where a parent holds a module, or a function that is an activation.
+
+    Attributes:
+        parent: the module that holds it.
+        key: the name in the parent.
+        names: the names in the model; several if the parent stands at several places.
+        present: what the place holds now.
+        fixed: why the place cannot be changed, or "".
+    """
 
     parent: nn.Module
     key: str
-    name: str
-    held: Any
+    names: list[str]
+    present: Any
+    fixed: str = ""
 
-    def put(self, held: Any) -> None:
+    @property
+    def name(self) -> str:
+        """The first name."""
+        return self.names[0]
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether `convert` has put something here."""
+        return original(self.present) is not None
+
+    @property
+    def held(self) -> Any:
+        """What the place held before `convert`."""
+        return original(self.present) if self.is_converted else self.present
+
+    @property
+    def training(self) -> bool:
+        """The training flag of the module, or of what calls the function."""
+        owner = self.present if isinstance(self.present, nn.Module) else self.parent
+        return owner.training
+
+    def put(self, new: Any) -> None:
         """Put something else here. What was a function is an attribute, not a child."""
-        self.parent._modules.pop(self.key, None) if not isinstance(held, nn.Module) else None
-        if isinstance(held, nn.Module):
+        if isinstance(new, nn.Module):
             self.parent.__dict__.pop(self.key, None)
-            self.parent._modules[self.key] = held
+            self.parent._modules[self.key] = new
         else:
-            setattr(self.parent, self.key, held)
+            self.parent._modules.pop(self.key, None)
+            self.parent.__dict__[self.key] = new
+
+    def replace(self, new: nn.Module) -> None:
+        """Put a new module here, which keeps what was here before, for `restore`."""
+        new.__dict__["_original"] = (self.held,)
+        new.training = self.training
+        if isinstance(self.present, nn.Module):
+            share_hooks(self.present, new)
+        self.put(new)
+
+    def restore(self) -> None:
+        """Put back what was here before `convert`."""
+        held = self.held
+        if isinstance(held, nn.Module):
+            held.training = self.present.training
+            share_hooks(self.present, held)
+        self.put(held)
+
+    def scopes(self) -> Iterator[str]:
+        """Yield the names of the place and of the modules that contain the place."""
+        for name in self.names:
+            parts = name.split(".")
+            for n in range(1, len(parts) + 1):
+                yield ".".join(parts[:n])
+
+    def kinds(self, types: dict[str, type]) -> Iterator[type]:
+        """Yield the classes of the module and of the modules that contain the place."""
+        yield types[""]
+        yield type(self.held)
+        yield from (types[name] for name in self.scopes() if name in types)
 
 
-def sites(model: nn.Module) -> Iterator[Site]:
-    """Yield all places, also the second place of a shared module, in the order of the model."""
-    todo: list[tuple[str, nn.Module]] = [("", model)]
-    seen_parents: set[int] = set()
-    while todo:
-        prefix, parent = todo.pop(0)
-        if id(parent) in seen_parents:
-            continue
-        seen_parents.add(id(parent))
-        children = []
-        for key, child in parent._modules.items():
-            if child is None:
-                continue
-            name = f"{prefix}.{key}" if prefix else key
-            yield Site(parent, key, name, child)
-            children.append((name, child))
-        pair = pair_of(parent)
-        if pair is not None and callable(parent.__dict__.get(pair[0])):
-            name = f"{prefix}.{pair[0]}" if prefix else pair[0]
-            yield Site(parent, pair[0], name, parent.__dict__[pair[0]])
-        todo = children + todo
-
-
-def original(held: Any) -> Any:
-    """Return what a place held before `convert`; None if `convert` did not change it."""
-    kept = held.__dict__.get("_original", ()) if isinstance(held, nn.Module) else ()
+def original(present: Any) -> Any:
+    """Return what a place held before `convert`; None if `convert` did not change the place."""
+    kept = present.__dict__.get("_original", ()) if isinstance(present, nn.Module) else ()
     return kept[0] if kept else None
 
 
 class Filter:
-    """`include` and `exclude`: which names, classes and predicates were given."""
+    """`include` or `exclude`: which names, classes and functions were given."""
 
     def __init__(self, argument: str, rules: Rules) -> None:
         self.argument = argument
-        given = [rules] if isinstance(rules, str | type) or callable(rules) else list(rules or ())
+        if isinstance(rules, str | type) or callable(rules):
+            given: list[Any] = [rules]
+        elif rules is None or isinstance(rules, Iterable):
+            given = list(rules or ())
+        else:
+            given = [rules]
         for rule in given:
-            if not (isinstance(rule, str | type) or callable(rule)):
+            if not (isinstance(rule, str | type) or callable(rule)) or isinstance(rule, nn.Module):
                 raise TypeError(
                     f"{argument} takes glob patterns of module names, classes of modules or "
                     f"functions of (name, module), but got {errors.shown(rule)}"
                 )
-        self.rules: list[Any] = given
+        if argument == "include" and rules is not None and not given:
+            raise ValueError("include is empty, so it selects nothing; pass None to select all")
+        self.rules = given
         self.matched = [False] * len(given)
 
-    def matches(self, site: Site, kinds: dict[str, type]) -> bool:
-        """Whether a rule matches the module or one that contains it."""
-        parts = site.name.split(".")
-        names = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+    def matches(self, site: Site, types: dict[str, type]) -> bool:
+        """Whether a rule matches the module or one that contains the module.
+
+        A compiled model has "_orig_mod." in its names; a pattern need not have that.
+        """
         found = False
         for index, rule in enumerate(self.rules):
             if isinstance(rule, str):
-                hit = any(fnmatch.fnmatchcase(name, rule) for name in names)
-            elif isinstance(rule, type):
-                hit = isinstance(site.held, rule) or any(
-                    issubclass(kinds[name], rule) for name in ("", *names) if name in kinds
+                hit = any(
+                    fnmatch.fnmatchcase(name, rule)
+                    or fnmatch.fnmatchcase(name.replace("_orig_mod.", ""), rule)
+                    for name in site.scopes()
                 )
+            elif isinstance(rule, type):
+                hit = any(issubclass(kind, rule) for kind in site.kinds(types))
             else:
-                hit = bool(rule(site.name, site.held))
+                hit = any(rule(name, site.held) for name in site.names)
             self.matched[index] |= hit
             found |= hit
         return found
@@ -119,4 +167,13 @@ def has_hooks(module: Any) -> bool:
     return isinstance(module, nn.Module) and any(
         isinstance(value, dict) and value and "hook" in name
         for name, value in module.__dict__.items()
+    )
+
+
+def runs_in_order(module: Any) -> bool:
+    """Whether a module calls its children one after the other, as nn.Sequential does."""
+    return (
+        isinstance(module, nn.Module)
+        and type(module).forward is nn.Sequential.forward
+        and "forward" not in module.__dict__
     )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
-import torch
-from torch import nn
+from torch import fx, nn
 
-from . import errors, fx_conversion
-from .known import described, described_function, is_activation_class, pair_of
+from . import errors
+from .fx_conversion import Call, CallSite, Place, followers, recompile
+from .known import Described, described, described_function, is_activation_class, pair_of
 from .nn import ActReg
-from .places import Filter, Site, has_hooks, share_hooks, sites
+from .places import Filter, Site, has_hooks, runs_in_order
 from .report import Change, ConversionReport
+from .walk import sites
 
 _SHARED_MASK = (
     nn.Dropout1d,
@@ -23,12 +23,20 @@ _SHARED_MASK = (
 )
 
 
-def _description(site: Site) -> tuple[str, dict[str, Any]] | None:
-    held = site.held
+def activation_of(held: Any) -> Described | None:
+    """Return the description of an activation, which may be a module, a function or a call."""
+    if isinstance(held, Call):
+        return held.described()
     if not isinstance(held, nn.Module):
         return described_function(held)
-    found = described(held)
-    return None if found is None or found[0] == "identity" else found
+    return None if type(held) is nn.Identity else described(held)  # Identity holds a free place
+
+
+def dropout_of(held: Any) -> tuple[float, bool] | None:
+    """Return p and the inplace flag of a dropout."""
+    if isinstance(held, Call):
+        return held.dropout()
+    return (held.p, held.inplace) if type(held) is nn.Dropout else None
 
 
 class Plan:
@@ -42,174 +50,203 @@ class Plan:
         dropout: bool,
         filters: tuple[Filter, Filter],
     ) -> None:
-        self.model = model
         self.p = p
         self.options = options
         self.dropout = dropout
         self.include, self.exclude = filters
         self.report = ConversionReport()
         self.sites = list(sites(model))
-        self.kinds: dict[str, type] = {"": type(model)}
+        self.types = {name: type(m) for name, m in model.named_modules(remove_duplicate=False)}
+        self.by_place: dict[Place, Site] = {(id(s.parent), s.key): s for s in self.sites}
+        self.holders: dict[int, list[Site]] = {}
         for site in self.sites:
-            if isinstance(site.held, nn.Module):
-                self.kinds[site.name] = type(site.held)
-        self.places = Counter(id(site.held) for site in self.sites)
-        self.changes: list[tuple[Site, nn.Module]] = []
-        self.made: dict[tuple[int, float, bool], ActReg] = {}
-        self.graphs: list[fx_conversion.GraphPlan] = []
+            self.holders.setdefault(id(site.held), []).append(site)
+        self.behind: dict[Place, Place] = {}
+        for module in model.modules():
+            if isinstance(module, fx.GraphModule):
+                found = [s for s in self.sites if isinstance(s, CallSite) and s.parent is module]
+                self.behind |= followers(module, found)
+        self.activations: dict[int, Described] = {}  # of the chosen sites
+        self.merged: dict[int, Site] = {}  # the site of an activation -> of the dropout behind it
+        self.new: list[tuple[Site, nn.Module]] = []
 
     def make(self) -> None:
         """Decide what is replaced, and fill the report."""
-        merged: dict[int, Site] = {}  # the place of a dropout -> the activation before it
-        by_place = {(id(site.parent), site.key): site for site in self.sites}
+        reasons = {id(site): self._why_not(site) for site in self.sites}
+        chosen = [site for site in self.sites if reasons[id(site)] == ""]
+        for site in chosen:
+            found = activation_of(site.held)
+            if found is not None:
+                self.activations[id(site)] = found
+                behind = self._dropout_behind(site)
+                if behind is not None and reasons[id(behind)] == "" and _fit(site, behind):
+                    self.merged[id(site)] = behind
+        while self._part():
+            pass
+        removed = {id(behind): site for site in chosen if (behind := self.merged.get(id(site)))}
+        made: dict[tuple[int, float], nn.Module] = {}
         for site in self.sites:
-            found = _description(site)
-            if found is None or not self._selected(site, found):
-                continue
-            behind = self._dropout_behind(site, by_place)
-            if behind is not None and (not self._matches(behind) or has_hooks(site.held)):
-                behind = None
-            if behind is not None and has_hooks(behind.held):
-                behind = None
-            if behind is not None:
-                merged[id(behind)] = site
-            probability = self.p
-            if probability is None:
-                probability = 0.0 if behind is None else behind.held.p
-            self._replace(site, found, probability)
-        for site in self.sites:
-            if id(site) in merged:
-                self._remove(site, merged[id(site)])
-            elif isinstance(site.held, nn.Module):
-                self._consider(site)
-        self._order()
-        for name, module in [("", self.model), *self.model.named_modules()]:
-            if isinstance(module, torch.fx.GraphModule) and not any(
-                plan.module is module for plan in self.graphs
-            ):
-                self.graphs.append(fx_conversion.GraphPlan(name, module))
-        for graph in self.graphs:
-            for name, was, layer in graph.make(self.options, self.p, self.dropout):
-                self.report.replaced.append(Change(name, was, str(layer)))
+            why = reasons[id(site)]
+            if why == "" and id(site) not in self.activations and id(site) not in removed:
+                why = self._why_dropout_stays(site)
+            if why == "":
+                self._replace(site, removed.get(id(site)), made)
+            elif why is not None:
+                self.report.skipped.append(Change(site.name, _shown(site.held), why))
 
     def apply(self) -> None:
         """Change the model."""
-        for site, new in self.changes:
-            site.put(new)
-        for graph in self.graphs:
-            graph.apply()
+        changed = {id(site) for site, _ in self.new}
+        for site in self.sites:
+            if site.is_converted and id(site) not in changed:
+                site.restore()
+        for site, new in self.new:
+            site.replace(new)
+        recompile(self.sites)
 
-    def _matches(self, site: Site) -> bool:
-        included = not self.include.rules or self.include.matches(site, self.kinds)
-        excluded = self.exclude.matches(site, self.kinds)
-        return included and not excluded
-
-    def _selected(self, site: Site, found: tuple[str, dict[str, Any]]) -> bool:
-        """Whether to replace an activation; if not, say why."""
+    def _why_not(self, site: Site) -> str | None:
+        """Return why a place stays; "" if it may change; None if the report leaves it out."""
         held = site.held
-        if isinstance(held, nn.Module) and (held._modules or held._parameters or held._buffers):
-            return self._skip(site, "has parameters, buffers or children of its own")
-        if not self._matches(site):
-            return self._skip(site, "not selected by include and exclude")
+        if isinstance(held, ActReg):
+            return "is an ActReg that convert did not make"
+        found, dropout = activation_of(held), dropout_of(held)
+        if found is None and dropout is None:
+            if isinstance(held, _SHARED_MASK):
+                return "elements share their masks, which ActReg does not do"
+            is_unknown = not isinstance(held, nn.Module) or is_activation_class(held)
+            return "has no formula here" if is_unknown else site.fixed or None
+        included = not self.include.rules or self.include.matches(site, self.types)
+        if self.exclude.matches(site, self.types) or not included:
+            return "not selected by include and exclude"
+        if isinstance(held, nn.Module):
+            if held._modules or held._parameters or held._buffers:
+                return "has parameters, buffers or children of its own"
+            if "forward" in held.__dict__:
+                return "has a forward of its own"
+        if site.fixed:
+            return site.fixed
         try:
-            ActReg(found[0], **found[1])
+            if found is not None:
+                ActReg(found[0], **found[1])
         except (TypeError, ValueError) as error:
-            return self._skip(site, str(error))
-        return True
+            return str(error)
+        return ""
 
-    def _skip(self, site: Site, why: str) -> bool:
-        self.report.skipped.append(Change(site.name, _shown(site.held), why))
+    def _why_dropout_stays(self, site: Site) -> str:
+        found = dropout_of(site.held)
+        if not self.dropout:
+            return "dropout=False"
+        return "p is 0" if found is not None and found[0] == 0 else ""
+
+    def _part(self) -> bool:
+        """Part a pair whose activation or dropout is shared, unless all its places agree.
+
+        A shared module stays one module, so it cannot have two probabilities.
+        """
+        ends = {id(behind) for behind in self.merged.values()}
+        for site in self.sites:
+            behind = self.merged.get(id(site))
+            if behind is None:
+                continue
+            pairs = [self.merged.get(id(s)) for s in self._alike(site, self.activations)]
+            ps = {None if other is None else dropout_of(other.held) for other in pairs}
+            if len(ps) > 1 or any(id(s) not in ends for s in self._alike(behind)):
+                del self.merged[id(site)]
+                return True
         return False
 
-    def _replace(self, site: Site, found: tuple[str, dict[str, Any]], p: float) -> None:
-        inplace = bool(getattr(site.held, "inplace", False))
-        key = (id(site.held), p, inplace)
-        if key not in self.made or not isinstance(site.held, nn.Module):
-            name, parameters = found
-            self.made[key] = self._new(
-                site.held,
-                ActReg(name, p=p, keep="input", inplace=inplace, **self.options, **parameters),
-            )
-            if not isinstance(site.held, nn.Module):
-                self.made[key].training = site.parent.training
-        self._change(site, self.made[key])
+    def _alike(self, site: Site, chosen: Any = None) -> list[Site]:
+        """Return the places of the same module; of these only the chosen ones."""
+        if not isinstance(site.held, nn.Module):
+            return [site]
+        return [s for s in self.holders[id(site.held)] if chosen is None or id(s) in chosen]
 
-    @staticmethod
-    def _new(old: Any, new: Any) -> Any:
-        new._original = (old,)
-        if isinstance(old, nn.Module):
-            new.training = old.training
-            share_hooks(old, new)
-        return new
+    def _replace(
+        self, site: Site, activation: Site | None, made: dict[tuple[int, float], nn.Module]
+    ) -> None:
+        held, note = site.held, ""
+        found, drop = self.activations.get(id(site)), dropout_of(site.held) or (0.0, False)
+        new: nn.Module
+        if activation is not None:
+            p, new, note = 0.0, nn.Identity(), f": part of {activation.name}"
+        elif found is not None:
+            behind = self.merged.get(id(site))
+            p = self.p if self.p is not None else 0.0
+            if behind is not None and self.p is None:
+                p = (dropout_of(behind.held) or (0.0, False))[0]
+            inplace = bool(getattr(held, "inplace", False))
+            # torch's tanh and sigmoid keep the output, so code may overwrite the input behind them,
+            # but not the output. Behind the other activations and behind a dropout code may
+            # overwrite the output.
+            keep = "auto" if p == 0 and found[0] in ("sigmoid", "tanh") else "input"
+            options = dict(p=p, keep=keep, inplace=inplace, **self.options)
+            new = ActReg(found[0], **options, **found[1])
+        else:
+            p = drop[0]
+            new = ActReg("identity", p=p, inplace=drop[1])
+        if isinstance(held, nn.Module):
+            new = made.setdefault((id(held), p), new)
+        self.new.append((site, new))
+        self.report.replaced.append(Change(site.name, _shown(held), f"{new}{note}"))
 
-    def _change(self, site: Site, new: nn.Module, note: str = "") -> None:
-        self.changes.append((site, new))
-        self.report.replaced.append(Change(site.name, _shown(site.held), f"{new}{note}"))
-
-    def _remove(self, site: Site, activation: Site) -> None:
-        new = self._new(site.held, nn.Identity())
-        self._change(site, new, f": part of {activation.name}")
-
-    def _consider(self, site: Site) -> None:
-        """Replace a dropout that follows no activation, or say why a module stays."""
-        held = site.held
-        if type(held) is nn.Dropout:
-            if not self.dropout:
-                self._skip(site, "dropout=False")
-            elif not self._matches(site):
-                self._skip(site, "not selected by include and exclude")
-            elif held.p == 0:
-                self._skip(site, "p is 0")
-            else:
-                key = (id(held), held.p, held.inplace)
-                if key not in self.made:
-                    layer = ActReg("identity", p=held.p, inplace=held.inplace)
-                    self.made[key] = self._new(held, layer)
-                self._change(site, self.made[key])
-        elif isinstance(held, _SHARED_MASK):
-            self._skip(site, "elements share their masks, which ActReg does not do")
-        elif isinstance(held, ActReg):
-            self._skip(site, "is an ActReg that convert did not make")
-        elif is_activation_class(held) and described(held) is None:
-            self._skip(site, "has no formula here")
-
-    def _dropout_behind(self, site: Site, by_place: dict[tuple[int, str], Site]) -> Site | None:
-        """Return the place of the nn.Dropout that takes exactly this activation's output."""
+    def _dropout_behind(self, site: Site) -> Site | None:
+        """Return the place of the dropout that takes exactly this activation's output."""
+        place: Place | None = id(site.parent), site.key
         pair = pair_of(site.parent)
         if pair is not None:
-            behind = by_place.get((id(site.parent), pair[1])) if site.key == pair[0] else None
-            return behind if behind is not None and type(behind.held) is nn.Dropout else None
+            place = (id(site.parent), pair[1]) if site.key == pair[0] else None
+        elif place in self.behind:
+            place = self.behind[place]
+        else:
+            place = self._next(site)
+        behind = self.by_place.get(place) if place is not None else None
+        return behind if behind is not None and dropout_of(behind.held) else None
+
+    def _next(self, site: Site) -> Place | None:
+        """Return the place behind this one, in and around an nn.Sequential."""
         parent, key = site.parent, site.key
-        while type(parent).forward is nn.Sequential.forward:
+        while runs_in_order(parent):
             keys = list(parent._modules)
             index = keys.index(key) + 1
             if index < len(keys):
-                return self._first(parent, keys[index], by_place)
-            holders = [other for other in self.sites if other.held is parent]
+                return self._first(parent, keys[index])
+            holders = self.holders.get(id(parent), [])
             if len(holders) != 1 or has_hooks(parent):
                 return None
             parent, key = holders[0].parent, holders[0].key
         return None
 
-    def _first(
-        self, parent: nn.Module, key: str, by_place: dict[tuple[int, str], Site]
-    ) -> Site | None:
-        """Return the place if it holds an nn.Dropout, or the first place inside its Sequential."""
-        site = by_place.get((id(parent), key))
-        while site is not None and type(site.held).forward is nn.Sequential.forward:
-            if self.places[id(site.held)] != 1 or has_hooks(site.held) or not site.held._modules:
-                return None
-            site = by_place.get((id(site.held), next(iter(site.held._modules))))
-        return site if site is not None and type(site.held) is nn.Dropout else None
+    def _first(self, parent: nn.Module, key: str) -> Place:
+        """Return the place, or the first one inside of it if it holds an nn.Sequential."""
+        child = parent._modules[key]
+        while runs_in_order(child) and child is not None and child._modules:
+            if len(self.holders[id(child)]) != 1 or has_hooks(child):
+                break
+            parent, key = child, next(iter(child._modules))
+            child = parent._modules[key]
+        return id(parent), key
 
-    def _order(self) -> None:
-        """Sort the report as the model's modules are."""
-        rank = {site.name: index for index, site in enumerate(self.sites)}
-        for changes in (self.report.replaced, self.report.skipped):
-            changes.sort(key=lambda change: rank[change.name])
+
+def _fit(site: Site, behind: Site) -> bool:
+    """Whether one module can do what an activation and the dropout behind it do."""
+    if has_hooks(site.present) or has_hooks(behind.present) or site.training != behind.training:
+        return False
+    drop = dropout_of(behind.held)
+    overwrites = bool(getattr(site.held, "inplace", False))
+    return not overwrites or (drop is not None and drop[1]) or _input_is_new(site)
+
+
+def _input_is_new(site: Site) -> bool:
+    """Whether nobody else can read the input, which is then overwritten by the dropout too."""
+    if not runs_in_order(site.parent):
+        return pair_of(site.parent) is not None
+    keys = list(site.parent._modules)
+    before = keys[: keys.index(site.key)][-1:]
+    layer = site.parent._modules[before[0]] if before else None
+    return layer is not None and any(True for _ in layer.parameters())
 
 
 def _shown(held: Any) -> str:
-    if isinstance(held, nn.Module):
-        return errors.brief(held)
+    if isinstance(held, nn.Module | Call):
+        return errors.brief(held) if isinstance(held, nn.Module) else str(held)
     return f"function {getattr(held, '__name__', held)}"

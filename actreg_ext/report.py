@@ -25,6 +25,15 @@ class ConversionReport:
         skipped: the activations and dropouts that stay, and why.
         hints: calls of activation functions that `convert` cannot replace, found by running the
             example: (name of the calling module, function, number of calls).
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.PReLU())
+        >>> report = actreg_ext.convert(model, l2=1e-4, dry_run=True)
+        >>> report.replaced[0].name, report.replaced[0].was
+        ('1', "GELU(approximate='none')")
+        >>> print(report)
+        replaced  1  GELU(approximate='none')  ActReg(gelu, l2=0.0001, keep=input, keeps=input)
+        skipped   2  PReLU(num_parameters=1)   has no formula here
     """
 
     replaced: list[Change] = field(default_factory=list)
