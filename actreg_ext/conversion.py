@@ -51,8 +51,8 @@ def convert(
       nn.TransformerEncoderLayer: one ActReg for both. An nn.Identity takes the dropout's place, so
       names and state_dict keys stay;
     - an nn.Dropout anywhere else, by `ActReg("identity", p=...)`, which has no penalty;
-    - in a torch.fx.GraphModule also calls of functions, such as F.relu and F.dropout. A dropout that
-      was traced in training mode follows the training flag of the model afterwards.
+    - in a torch.fx.GraphModule also calls of functions, such as F.relu and F.dropout. A call of
+      F.dropout that was traced in training mode then follows the training flag of the model.
 
     The new modules have the parameters, the inplace flag, the hooks and the training flag of the
     old ones. An activation and its dropout stay two modules if one of them has hooks, or if their

@@ -76,6 +76,11 @@ class CallSite(Site):
 
     node: fx.Node = field(kw_only=True)
 
+    @property
+    def subject(self) -> Any:
+        """The function, or the name of the method."""
+        return self.held.target
+
     def put(self, new: Any) -> None:
         """Let the node call a module, or a function."""
         node, parent = self.node, self.parent

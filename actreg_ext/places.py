@@ -52,6 +52,11 @@ class Site:
         return original(self.present) if self.is_converted else self.present
 
     @property
+    def subject(self) -> Any:
+        """What a function given as `include` or `exclude` gets to see."""
+        return self.held
+
+    @property
     def training(self) -> bool:
         """The training flag of the module, or of what calls the function."""
         owner = self.present if isinstance(self.present, nn.Module) else self.parent
@@ -140,7 +145,7 @@ class Filter:
             elif isinstance(rule, type):
                 hit = any(issubclass(kind, rule) for kind in site.kinds(types))
             else:
-                hit = any(rule(name, site.held) for name in site.names)
+                hit = any(rule(name, site.subject) for name in site.names)
             self.matched[index] |= hit
             found |= hit
         return found
