@@ -178,13 +178,14 @@ def needs_input(
     l2: float,
     p: float,
     penalty_on: str,
+    keep_input: bool = False,
 ) -> bool:
     """Whether x requires a gradient that needs x itself, which a call in place overwrites."""
     on_output = penalty_on == "output"
     return (
         x.requires_grad
         and torch.is_grad_enabled()
-        and _C.kept(x.dtype, name, parameters, p, on_output, l1, l2) == "input"
+        and _C.kept(x.dtype, name, parameters, p, on_output, l1, l2, keep_input) == "input"
     )
 
 
@@ -198,6 +199,7 @@ def run_in_place(
     penalty_on: str,
     reduction: str,
     seed: int | Tensor | None,
+    keep_input: bool = False,
 ) -> ActRegOutput:
     """Compute `act_reg_` from arguments that are already checked.
 
@@ -212,15 +214,17 @@ def run_in_place(
         or (needs_grad and x._is_view())
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
-        or needs_input(x, name, parameters, l1, l2, p, penalty_on)
+        or needs_input(x, name, parameters, l1, l2, p, penalty_on, keep_input)
     ):
         # The copy has the input's memory order, so it has the same mask.
         layout = torch.preserve_format if memory_order(x) else torch.contiguous_format
         copy = x.clone(memory_format=layout)
         call = (copy, name, parameters, l1, l2, p, penalty_on, reduction, seed)
-        output, penalty = run(*call, keep_input=False)
+        output, penalty = run(*call, keep_input)
         return ActRegOutput(x.copy_(output), penalty)
     state = None if seed is None or p == 0 else rng_state(seed, x)
     on_output = penalty_on == "output"
-    penalty = _C.forward_(x, state, name, parameters, p, on_output, l1, l2, reduction)
+    keep_input = keep_input and needs_grad
+    rest = (on_output, l1, l2, reduction, keep_input)
+    penalty = _C.forward_(x, state, name, parameters, p, *rest)
     return ActRegOutput(x, penalty)

@@ -20,7 +20,7 @@ Rules = Rule | Sequence[Rule] | None
 
 @dataclass
 class Site:
-    """A place where a parent holds a module, or a function that is an activation.
+    """A place where a parent holds a module.
 
     Attributes:
         parent: the module that holds it.
@@ -63,13 +63,8 @@ class Site:
         return owner.training
 
     def put(self, new: Any) -> None:
-        """Put something else here. What was a function is an attribute, not a child."""
-        if isinstance(new, nn.Module):
-            self.parent.__dict__.pop(self.key, None)
-            self.parent._modules[self.key] = new
-        else:
-            self.parent._modules.pop(self.key, None)
-            self.parent.__dict__[self.key] = new
+        """Put something else here."""
+        self.parent._modules[self.key] = new
 
     def replace(self, new: nn.Module) -> None:
         """Put a new module here, which keeps what was here before, for `restore`."""
@@ -99,6 +94,37 @@ class Site:
         yield types[""]
         yield type(self.held)
         yield from (types[name] for name in self.scopes() if name in types)
+
+
+@dataclass
+class FunctionSite(Site):
+    """A place where a parent holds a function as an attribute. `convert` makes that a child."""
+
+    def replace(self, new: nn.Module) -> None:
+        """Put a new module here, which keeps also a child that the function hides."""
+        hidden = self.parent._modules.get(self.key)
+        if self.is_converted:
+            hidden = self.present.__dict__["_original"][1]
+        super().replace(new)
+        new.__dict__["_original"] = (*new.__dict__["_original"], hidden)
+
+    def put(self, new: Any) -> None:
+        """Put a module or a function here."""
+        parent = self.parent
+        if isinstance(new, nn.Module):
+            parent._modules[self.key] = new
+            # A copy of this layer gets F.relu as its activation, unless the attribute is here.
+            if isinstance(parent, nn.TransformerDecoderLayer):
+                parent.__dict__[self.key] = new
+            else:
+                parent.__dict__.pop(self.key, None)
+            return
+        hidden = self.present.__dict__["_original"][1]
+        if hidden is None:
+            del parent._modules[self.key]
+        else:
+            parent._modules[self.key] = hidden
+        parent.__dict__[self.key] = new
 
 
 def original(present: Any) -> Any:

@@ -39,6 +39,15 @@ def dropout_of(held: Any) -> tuple[float, bool] | None:
     return (held.p, held.inplace) if type(held) is nn.Dropout else None
 
 
+def keeps_output(name: str, inplace: bool) -> bool:
+    """Whether torch keeps the activation's output for the backward.
+
+    Then code may overwrite the input afterwards, but not the output. Otherwise code may overwrite
+    the output, and so may code behind a dropout.
+    """
+    return name in ("sigmoid", "tanh") or (inplace and name not in ("hardtanh", "relu6"))
+
+
 class Plan:
     """The replacements for one call of `convert`."""
 
@@ -175,10 +184,7 @@ class Plan:
             if behind is not None and self.p is None:
                 p = (dropout_of(behind.held) or (0.0, False))[0]
             inplace = bool(getattr(held, "inplace", False))
-            # torch's tanh and sigmoid keep the output, so code may overwrite the input behind them,
-            # but not the output. Behind the other activations and behind a dropout code may
-            # overwrite the output.
-            keep = "auto" if p == 0 and found[0] in ("sigmoid", "tanh") else "input"
+            keep = "auto" if p == 0 and keeps_output(found[0], inplace) else "input"
             options = dict(p=p, keep=keep, inplace=inplace, **self.options)
             new = ActReg(found[0], **options, **found[1])
         else:
