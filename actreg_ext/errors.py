@@ -12,8 +12,31 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 from torch.nn import functional
 
-# What other libraries, or other parts of torch, call our names: their name -> our name.
-OTHER_NAMES = {"avg": "mean", "dropout": "p", "generator": "seed"}
+from . import known
+
+# What other libraries, or other parts of torch, call our names: their name -> our name. "" is for
+# what has no formula here, so that the error does not name a similar activation.
+OTHER_NAMES = {
+    "avg": "mean",
+    "dropout": "p",
+    "gelu_10": "",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_python": "gelu",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "generator": "seed",
+    "hard_mish": "",
+    "hard_sigmoid": "hardsigmoid",
+    "hard_swish": "hardswish",
+    "laplace": "",
+    "linear": "identity",
+    "quick_gelu": "swish",
+    "relu2": "relu_squared",
+    "sqrtsoftplus": "",
+    "xielu": "",
+}
 
 
 def not_one_of(argument: str, value: object, accepted: Iterable[str]) -> ValueError | TypeError:
@@ -28,12 +51,17 @@ def not_one_of(argument: str, value: object, accepted: Iterable[str]) -> ValueEr
 
 
 def unknown_module(module: nn.Module, accepted: Iterable[str]) -> TypeError:
-    """Build the error for a module that is not an activation of torch.nn."""
-    names = list(accepted)
+    """Build the error for a module that known.py does not know."""
+    names, other = list(accepted), type(module).__name__
+    same = known.same_as(other)
+    hint = f" (did you mean {same!r}?)" if same else nearest(other, names)
+    if known.is_activation_class(module):  # of a library, so it is what was meant
+        hint = ""
     return TypeError(
-        f"activation must be a name or an instance of one of the torch.nn classes "
+        f"activation must be a name or an instance of one of the torch.nn, timm "
+        f"or transformers classes "
         f"{', '.join(names)} (exactly this class, because a subclass may compute something else), "
-        f"but got {brief(module)}{nearest(type(module).__name__, names)}"
+        f"but got {brief(module)}{hint}"
     )
 
 
@@ -88,7 +116,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Return " (did you mean ...?)" with the accepted name that is most similar, or ""."""
     by_lower = {candidate.lower(): candidate for candidate in names}
     meant = OTHER_NAMES.get(name.lower(), name.lower())
-    if hasattr(functional, meant) and meant not in by_lower:  # not "gelu" for "glu"
+    if name.lower() == "quick_gelu" and meant in by_lower:
+        return " (did you mean 'swish' with beta=1.702?)"
+    if not meant or hasattr(functional, meant) and meant not in by_lower:  # not "gelu" for "glu"
         return ""
     close = difflib.get_close_matches(meant, by_lower, n=1, cutoff=0.5)
     return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""

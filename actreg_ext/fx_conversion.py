@@ -58,7 +58,7 @@ class Call:
         except (KeyError, TypeError):
             return None
 
-    def dropout(self) -> tuple[float, bool] | None:
+    def drops(self) -> tuple[float, bool] | None:
         """Return p and the inplace flag of a call of a dropout; None if it does not drop."""
         if self.op != "call_function" or self.target not in DROPOUTS:
             return None
@@ -150,7 +150,7 @@ def _call(node: fx.Node) -> Call | None:
     if args[:1] != (Input,) and kwargs.get("input") is not Input:
         return None
     call = Call(node.op, node.target, args, kwargs)
-    return call if call.described() or call.dropout() else None
+    return call if call.described() or call.drops() else None
 
 
 def _submodule(parent: fx.GraphModule, node: fx.Node) -> nn.Module:

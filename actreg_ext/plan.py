@@ -35,7 +35,7 @@ def activation_of(held: Any) -> Described | None:
 def dropout_of(held: Any) -> tuple[float, bool] | None:
     """Return p and the inplace flag of a dropout."""
     if isinstance(held, Call):
-        return held.dropout()
+        return held.drops()
     return (held.p, held.inplace) if type(held) is nn.Dropout else None
 
 

@@ -1133,3 +1133,40 @@ def test_state_dicts_are_exchanged() -> None:
         warnings.simplefilter("error")
         revert(other)
     model.load_state_dict(other.state_dict())
+
+
+# Errors of ActReg that name the right activation
+
+
+class GELUTanh(nn.Module):
+    """Of another library."""
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("relu2", "relu_squared"),
+        ("gelu_new", "gelu_tanh"),
+        ("gelu_fast", "gelu_tanh"),
+        ("gelu_accurate", "gelu_tanh"),
+        ("gelu_pytorch_tanh", "gelu_tanh"),
+        ("gelu_python_tanh", "gelu_tanh"),
+        ("gelu_python", "gelu"),
+        ("quick_gelu", "swish"),
+        ("linear", "identity"),
+        ("hard_swish", "hardswish"),
+        (GELUTanh(), "gelu_tanh"),
+    ],
+)
+def test_errors_name_the_right_activation(given: Any, meant: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"did you mean '{meant}'"):
+        ActReg(given)
+
+
+@pytest.mark.parametrize(
+    "given", ["gelu_10", "laplace", "sqrtsoftplus", "xielu", "prelu", nn.PReLU(), nn.Softmax(-1)]
+)
+def test_errors_name_no_activation_that_is_another(given: Any) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        ActReg(given)
+    assert "did you mean" not in str(caught.value)
