@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
@@ -34,10 +34,7 @@ def without_torchvisions_operators() -> Iterator[None]:
 def library(name: str) -> ModuleType:
     """Import a library; skip the test if it is not installed."""
     with without_torchvisions_operators():
-        if name in ("timm", "torchvision"):
-            pytest.importorskip("torchvision")
+        with suppress(ImportError):  # the others import it too, some of them late
+            import torchvision  # noqa: F401
         module: ModuleType = pytest.importorskip(name)
     return module
-
-
-Maker = Callable[[], torch.nn.Module]
