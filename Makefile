@@ -112,7 +112,8 @@ $(READY): pyproject.toml setup.py
 	rm -f .venv/ready-*
 	$(RUN) -m pip install --upgrade pip
 	$(RUN) -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH)
-	$(RUN) -m pip install -e '.[bench,demo,dev,test]'
+	$(RUN) -m pip install -e '.[bench,demo,dev,models,test]'
+	$(RUN) -m pip install --no-deps timm torchvision # their dependencies would replace torch
 	touch $@
 
 # The objects are those of the editable install above: only what changed since is compiled.

@@ -120,7 +120,7 @@ class CallSite(Site):
 
 def calls(parent: fx.GraphModule, prefixes: list[str]) -> Iterator[CallSite]:
     """Yield the nodes of a graph that call an activation or a dropout, or did before `convert`."""
-    several = sum(isinstance(value, fx.Graph) for value in vars(parent).values()) > 1
+    fixed = _SEVERAL if _has_several_graphs(parent) else ""
     taken: set[str] = set()
     for node in parent.graph.nodes:
         present: Any = None
@@ -136,7 +136,12 @@ def calls(parent: fx.GraphModule, prefixes: list[str]) -> Iterator[CallSite]:
         if present is not None:
             taken.add(key)
             names = [f"{prefix}.{key}" if prefix else key for prefix in prefixes]
-            yield CallSite(parent, key, names, present, _SEVERAL if several else "", node=node)
+            yield CallSite(parent, key, names, present, fixed, node=node)
+
+
+def _has_several_graphs(parent: fx.GraphModule) -> bool:
+    """Whether the module changes its graph, as torchvision's feature extractors do in eval mode."""
+    return sum(isinstance(value, fx.Graph) for value in vars(parent).values()) > 1
 
 
 def _call(node: fx.Node) -> Call | None:
@@ -159,6 +164,8 @@ def _submodule(parent: fx.GraphModule, node: fx.Node) -> nn.Module:
 
 def followers(parent: fx.GraphModule, found: list[CallSite]) -> dict[Place, Place]:
     """Return the places in a graph whose output goes to exactly one other place, and that place."""
+    if _has_several_graphs(parent):
+        return {}  # in another graph the output may go elsewhere
     places: dict[fx.Node, Place] = {site.node: (id(parent), site.key) for site in found}
     for node in parent.graph.nodes:
         if node.op == "call_module" and node not in places:

@@ -51,15 +51,22 @@ _LIBRARIES: dict[str, dict[str, Described]] = {
         "Tanh": ("tanh", {}),
     },
 }
-# Modules whose forward calls one of their children right after another: class -> pairs of names
-# (activation, dropout). In an nn.Sequential the order itself tells.
+# Copies of one class in transformers; before the name stands the model's.
+_T5 = ("LongT5", "MT5", "NllbMoe", "Pop2Piano", "SwitchTransformers", "T5", "UMT5", "Udop")
+_WAV2VEC2 = ("Data2VecAudio", "Hubert", "SEW", "UniSpeech", "UniSpeechSat", "Wav2Vec2", "WavLM")
+# Modules whose forward calls one of their children right after another, and calls neither of them
+# again: class -> (name of the activation, name of the dropout). An nn.Sequential needs no entry.
 _PAIRS: dict[str, tuple[str, str]] = {
     "torch.nn.TransformerDecoderLayer": ("activation", "dropout"),
     "torch.nn.TransformerEncoderLayer": ("activation", "dropout"),
     "timm.layers.ConvMlp": ("act", "drop"),
     "timm.layers.GlobalResponseNormMlp": ("act", "drop1"),
     "timm.layers.Mlp": ("act", "drop1"),
-    "transformers.T5DenseActDense": ("act", "dropout"),
+    **{f"transformers.{model}DenseActDense": ("act", "dropout") for model in _T5},
+    **{
+        f"transformers.{model}FeedForward": ("intermediate_act_fn", "intermediate_dropout")
+        for model in _WAV2VEC2
+    },
 }
 _CALLING = ("forward", "_ff_block")  # the methods of these classes that call the pair
 

@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 
 import actreg_ext
 from actreg_ext import ActReg, collect_penalty, convert, revert
-from actreg_ext.known import _LIBRARIES
+from actreg_ext.known import _LIBRARIES, _PAIRS
 from tests.libraries import library
 from tests.published import MODELS, Published, image, tokens
 
@@ -209,6 +210,27 @@ def test_timms_activations() -> None:
     assert known == set(_LIBRARIES["timm.layers"])
 
 
+@pytest.mark.parametrize("name", [name for name in _PAIRS if not name.startswith("torch.")])
+def test_known_pairs(name: str) -> None:
+    """The source of the class calls the activation, then the dropout, and neither of them again."""
+    act, drop = _PAIRS[name]
+    package, _, kind = name.rpartition(".")
+    folder = Path(str(library(package.partition(".")[0]).__file__)).parent
+    pattern = "layers/*.py" if package == "timm.layers" else "models/*/modeling_*.py"
+    (source,) = (
+        text
+        for path in folder.glob(pattern)
+        if f"class {kind}(" in (text := path.read_text(encoding="utf-8"))
+    )
+    body = source.partition(f"class {kind}(")[2].partition("\nclass ")[0]
+    forward = body.partition("def forward(")[2]
+    calls = [call for call in re.findall(r"self\.(\w+)\(", forward) if call in (act, drop)]
+    assert calls == [act, drop]
+    lines = forward.splitlines()
+    (index,) = (i for i, line in enumerate(lines) if f"self.{act}(" in line)
+    assert f"self.{drop}(" in lines[index + 1]
+
+
 def test_timms_inplace_flag() -> None:
     activations = library("timm").layers.activations
     model = nn.Sequential(activations.Swish(inplace=True), activations.Tanh())
@@ -299,14 +321,16 @@ def test_a_feature_extractor_has_two_graphs() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.act = nn.ReLU()
+            self.drop = nn.Dropout(0.5)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.act(x).tanh()
+            return self.drop(self.act(x)).tanh()
 
     feature_extraction = library("torchvision").models.feature_extraction
     model = feature_extraction.create_feature_extractor(Net(), ["tanh"])
     report = convert(model, l1=L1)
-    assert [change.name for change in report.replaced] == ["act"]
+    assert [change.name for change in report.replaced] == ["act", "drop"]
+    assert type(model.drop) is ActReg  # not merged, as the other graph may use the activation
     assert [(c.name, c.now) for c in report.skipped] == [("tanh", "the module has several graphs")]
 
 
