@@ -72,7 +72,8 @@ def convert(
         reduction: "mean", "batch", "token" or "sum", as in `act_reg`.
         include: replace only these. A glob pattern of module names ("encoder.*.act"), a class, a
             function of (name, module), or a list of such. A pattern or class that matches a module
-            also matches what is inside that module.
+            also matches what is inside that module, and in a graph the calls that the forward of
+            that module made. For a call the function gets the called function as the module.
         exclude: do not replace these; given like `include`.
         inject: as in `ActReg`: the backward adds the penalty's gradient, and the training loop
             stays as it is.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from . import errors
@@ -122,8 +123,10 @@ class Plan:
         if found is None and dropout is None:
             if isinstance(held, _SHARED_MASK):
                 return "elements share their masks, which ActReg does not do"
+            if isinstance(held, torch.jit.ScriptModule):
+                return site.fixed
             is_unknown = not isinstance(held, nn.Module) or is_activation_class(held)
-            return "has no formula here" if is_unknown else site.fixed or None
+            return "has no formula here" if is_unknown else None
         included = not self.include.rules or self.include.matches(site, self.types)
         if self.exclude.matches(site, self.types) or not included:
             return "not selected by include and exclude"

@@ -44,9 +44,7 @@ class ConversionReport:
         """Return a table with one line for each change."""
         rows = [("replaced", c.name, c.was, c.now) for c in self.replaced]
         rows += [("skipped", c.name, c.was, c.now) for c in self.skipped]
-        rows += [
-            ("hint", h.name, h.function, f"{h.calls} calls stay as they are") for h in self.hints
-        ]
+        rows += [("hint", h.name, h.function, f"a function, calls: {h.calls}") for h in self.hints]
         if not rows:
             return "no activation and no dropout found"
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
