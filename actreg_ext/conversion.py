@@ -55,12 +55,16 @@ def convert(
       F.dropout that was traced in training mode then follows the training flag of the model.
 
     The new modules have the parameters, the inplace flag, the hooks and the training flag of the
-    old ones. An activation and its dropout stay two modules if one of them has hooks, or if their
-    training flags differ. A module that stands at several places stays one module: a shared
-    activation is merged only if all its places have a dropout of the same p. Of a model that was
-    converted before, the original modules are converted again, so the last call counts. Code that
-    tests `isinstance(module, nn.ReLU)` no longer finds the activation. In eval mode without
-    gradients nn.TransformerEncoderLayer runs its fast path, which calls no ActReg.
+    old ones. A module that stands at several places stays one module. Of a model that was converted
+    before, the original modules are converted again, so the last call counts.
+
+    An activation and its dropout stay two modules if one of them has hooks, if their training flags
+    differ, or if a module is shared and its other places need another p.
+
+    What changes for other code: `isinstance(module, nn.ReLU)` no longer finds the activation. Code
+    that calls the modules of an nn.Sequential one by one gets the output of the dropout already
+    from the activation. In eval mode without gradients nn.TransformerEncoderLayer runs its fast
+    path, which calls no ActReg, so `record_penalties` sees no call there.
 
     Args:
         model: the model. It must not be an activation itself, and no torch.jit.ScriptModule.

@@ -162,8 +162,12 @@ def _submodule(parent: fx.GraphModule, node: fx.Node) -> nn.Module:
     return parent.get_submodule(str(node.target))
 
 
-def followers(parent: fx.GraphModule, found: list[CallSite]) -> dict[Place, Place]:
-    """Return the places in a graph whose output goes to exactly one other place, and that place."""
+def followers(parent: fx.GraphModule, found: list[CallSite]) -> dict[Place, tuple[Place, bool]]:
+    """Return the places in a graph whose output goes to exactly one other place.
+
+    Returns:
+        {place: (the other place, whether nothing else reads the input of the first place)}.
+    """
     if _has_several_graphs(parent):
         return {}  # in another graph the output may go elsewhere
     places: dict[fx.Node, Place] = {site.node: (id(parent), site.key) for site in found}
@@ -173,12 +177,22 @@ def followers(parent: fx.GraphModule, found: list[CallSite]) -> dict[Place, Plac
             places[node] = id(parent.get_submodule(holder)), key
     count = Counter(places.values())
     return {
-        place: places[user]
+        place: (places[user], _is_new(parent, node.all_input_nodes))
         for node, place in places.items()
         for user in list(node.users)[:1]
         if len(node.users) == 1 and user in places and user.all_input_nodes == [node]
         if count[place] == 1 and count[places[user]] == 1
     }
+
+
+def _is_new(parent: fx.GraphModule, inputs: list[fx.Node]) -> bool:
+    """Whether the input comes from a layer with parameters, and goes nowhere else."""
+    return all(
+        node.op == "call_module"
+        and len(node.users) == 1
+        and any(True for _ in parent.get_submodule(str(node.target)).parameters())
+        for node in inputs
+    )
 
 
 def recompile(sites: list[Site]) -> None:

@@ -71,7 +71,7 @@ class Plan:
         self.holders: dict[int, list[Site]] = {}
         for site in self.sites:
             self.holders.setdefault(id(site.held), []).append(site)
-        self.behind: dict[Place, Place] = {}
+        self.behind: dict[Place, tuple[Place, bool]] = {}
         for module in model.modules():
             if isinstance(module, fx.GraphModule):
                 found = [s for s in self.sites if isinstance(s, CallSite) and s.parent is module]
@@ -89,7 +89,7 @@ class Plan:
             if found is not None:
                 self.activations[id(site)] = found
                 behind = self._dropout_behind(site)
-                if behind is not None and reasons[id(behind)] == "" and _fit(site, behind):
+                if behind is not None and reasons[id(behind)] == "" and self._fit(site, behind):
                     self.merged[id(site)] = behind
         while self._part():
             pass
@@ -120,16 +120,21 @@ class Plan:
         if isinstance(held, ActReg):
             return "is an ActReg that convert did not make"
         found, dropout = activation_of(held), dropout_of(held)
+        stays = None
         if found is None and dropout is None:
-            if isinstance(held, _SHARED_MASK):
-                return "elements share their masks, which ActReg does not do"
             if isinstance(held, torch.jit.ScriptModule):
                 return site.fixed
-            is_unknown = not isinstance(held, nn.Module) or is_activation_class(held)
-            return "has no formula here" if is_unknown else None
+            if isinstance(held, _SHARED_MASK):
+                stays = "elements share their masks, which ActReg does not do"
+            elif not isinstance(held, nn.Module) or is_activation_class(held):
+                stays = "has no formula here"
+            else:
+                return None
         included = not self.include.rules or self.include.matches(site, self.types)
         if self.exclude.matches(site, self.types) or not included:
             return "not selected by include and exclude"
+        if stays is not None:
+            return stays
         if isinstance(held, nn.Module):
             if held._modules or held._parameters or held._buffers:
                 return "has parameters, buffers or children of its own"
@@ -205,11 +210,23 @@ class Plan:
         if pair is not None:
             place = (id(site.parent), pair[1]) if site.key == pair[0] else None
         elif place in self.behind:
-            place = self.behind[place]
+            place = self.behind[place][0]
         else:
             place = self._next(site)
         behind = self.by_place.get(place) if place is not None else None
         return behind if behind is not None and dropout_of(behind.held) else None
+
+    def _fit(self, site: Site, behind: Site) -> bool:
+        """Whether one module can do what an activation and the dropout behind it do."""
+        hooks = has_hooks(site.present) or has_hooks(behind.present)
+        if hooks or site.training != behind.training:
+            return False
+        drop = dropout_of(behind.held)
+        if not getattr(site.held, "inplace", False) or (drop is not None and drop[1]):
+            return True
+        # The dropout would overwrite the input too.
+        place = id(site.parent), site.key
+        return self.behind[place][1] if place in self.behind else _input_is_new(site)
 
     def _next(self, site: Site) -> Place | None:
         """Return the place behind this one, in and around an nn.Sequential."""
@@ -234,15 +251,6 @@ class Plan:
             parent, key = child, next(iter(child._modules))
             child = parent._modules[key]
         return id(parent), key
-
-
-def _fit(site: Site, behind: Site) -> bool:
-    """Whether one module can do what an activation and the dropout behind it do."""
-    if has_hooks(site.present) or has_hooks(behind.present) or site.training != behind.training:
-        return False
-    drop = dropout_of(behind.held)
-    overwrites = bool(getattr(site.held, "inplace", False))
-    return not overwrites or (drop is not None and drop[1]) or _input_is_new(site)
 
 
 def _input_is_new(site: Site) -> bool:

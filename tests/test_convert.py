@@ -279,6 +279,20 @@ def test_transformer_layers(activation: Any) -> None:
     assert state(model) == before and names(model) == order
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_padded_batches_in_eval_mode() -> None:
+    """The fast path of nn.TransformerEncoder makes nested tensors of a padded batch."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2).eval()
+    x, mask = torch.randn(2, 3, 8), torch.tensor([[False, False, True], [False, False, False]])
+    for context in (torch.no_grad(), torch.enable_grad()):
+        with context:
+            expected = model(x, src_key_padding_mask=mask)
+            convert(model, l1=1.0)
+            torch.testing.assert_close(model(x, src_key_padding_mask=mask), expected)
+            revert(model)
+
+
 def test_a_subclass_of_a_transformer_layer() -> None:
     class Same(nn.TransformerEncoderLayer):
         pass
@@ -336,6 +350,16 @@ def test_rules(rules: int) -> None:
     assert rest <= {"not selected by include and exclude"}
     if "encoder.0" in expected and "encoder.1" not in expected:
         assert model.encoder[0].p == 0  # the dropout stays, so its p is not taken
+
+
+def test_a_rule_may_match_what_has_no_formula() -> None:
+    model = nn.Sequential(nn.PReLU(), nn.ReLU(), nn.Softmax(-1))
+    made = convert(model, include=["0", "1"], exclude=nn.Softmax)
+    assert replaced(made) == ["1"]
+    assert reasons(made) == {
+        "0": "has no formula here",
+        "2": "not selected by include and exclude",
+    }
 
 
 def test_a_compiled_model_has_its_names() -> None:
@@ -1041,7 +1065,27 @@ def test_rules_in_a_graph() -> None:
     assert isinstance(outer.g.tanh, ActReg) and revert(outer) == ["g.tanh"]
 
 
-@pytest.mark.parametrize("way", [copy.deepcopy, pickled, fx.symbolic_trace], ids=str)
+@pytest.mark.parametrize("used_again", [False, True])
+def test_an_overwritten_input_in_a_graph(used_again: bool) -> None:
+    """As test_an_input_that_others_read_is_not_dropped."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.relu = nn.Linear(4, 4), nn.ReLU(inplace=True)
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.fc(x)
+            y = self.drop(self.relu(x))
+            return y + x if used_again else y
+
+    graph = fx.symbolic_trace(Net())
+    convert(graph)
+    assert kinds(graph) == {"relu": "relu", "drop": "identity" if used_again else "Identity"}
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, pickled, fx.symbolic_trace])
 def test_copies_of_a_graph(way: Callable[[nn.Module], fx.GraphModule]) -> None:
     graph = fx.symbolic_trace(Calls())
     x = torch.randn(2, 4)
