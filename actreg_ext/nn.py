@@ -139,7 +139,7 @@ class ActReg(PenaltyModule):
         self._injection = Injection()
         self._pending = Pending()
         self._ready: Ready | None = None
-        MODULES.add(self)
+        MODULES[id(self)] = self
 
     def forward(self, input: Tensor) -> Tensor:
         """Return y, and store the penalty for `collect_penalty`.
@@ -252,11 +252,12 @@ class ActReg(PenaltyModule):
 
     def _store(self, penalty: Tensor, sums: Tensor | None = None) -> None:
         """Store the penalty of a forward: in the module's list, and in the records."""
-        counts = self.training and _is_grad_enabled() and bool(self.l1 or self.l2)
-        counts = counts and not self.inject
+        trains = self.training and _is_grad_enabled()
+        counts = trains and not self.inject and bool(self.l1 or self.l2)
         if is_compiling():
             # Nothing is stored in an exported program: collect_penalty cannot be called on it.
             if not torch.compiler._is_exporting_flag and (counts or watch.is_on):
+                penalty = penalty if trains else penalty.detach()
                 self._pending.add_compiled(penalty, sums, counts)
             return
         if counts:
@@ -266,8 +267,7 @@ class ActReg(PenaltyModule):
                 return  # activation checkpointing repeats a forward that was already counted
             forward = self._pending.add(penalty)
         elif watch.is_on and stack.records:
-            if not (self.training and _is_grad_enabled()):
-                penalty = penalty.detach()
+            penalty = penalty if trains else penalty.detach()
             forward = Forward(penalty, None, World.current())
         if watch.is_on and stack.records:
             forward.sums = sums
@@ -290,7 +290,7 @@ class ActReg(PenaltyModule):
         self._injection = Injection()
         self._pending = Pending()
         self._ready = None
-        MODULES.add(self)
+        MODULES[id(self)] = self
 
     def __prepare_scriptable__(self) -> Any:
         """Refuse torch.jit.script, which calls this."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # Every ActReg: compiled code cannot tell a record of its forwards, so a record looks for them.
-MODULES: WeakSet[PenaltyModule] = WeakSet()
+# In the order in which they were made, by their id.
+MODULES: WeakValueDictionary[int, PenaltyModule] = WeakValueDictionary()
 _LOCK = threading.Lock()
 
 
@@ -52,7 +53,7 @@ watch = _Watch()
 
 def sweep() -> None:
     """Give the forwards of compiled code that no record has seen to the records of this thread."""
-    for module in list(MODULES):
+    for module in list(MODULES.values()):
         pending = module._pending
         for counts in (True, False):
             newest = pending.newest if counts else pending.watched
@@ -119,7 +120,8 @@ class PenaltyRecord:
                 are named "0", "1", ... in the order of their first calls.
 
         Returns:
-            {name: 0-d tensor}, in the order of the first calls.
+            {name: 0-d tensor}, in the order of the first calls; of the modules of a compiled model,
+            in the order in which the modules were made.
         """
         penalties: dict[str, list[Tensor]] = {}
         for name, forward in self._named(model):
