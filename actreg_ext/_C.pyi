@@ -70,6 +70,9 @@ class LoosePenalty:
 def loosen(penalty: Tensor) -> LoosePenalty | None:
     """Make a penalty loose; None if its node may have made the penalty alone."""
 
+def is_in_use(penalty: Tensor) -> bool | None:
+    """Whether anything but the penalty holds the graph of its forward; None: unknown."""
+
 def is_freed(penalty: Tensor) -> bool | None:
     """Whether a backward has freed the graph of the penalty's forward; None: unknown."""
 

@@ -165,7 +165,7 @@ class ActReg(PenaltyModule):
         ):
             return self._forward_in_any_mode(input, ready)
         p = ready.p if training else 0.0
-        if p == 0.0 and not training and ready.name == "identity":
+        if p == 0.0 and ready.name == "identity" and not (training and ready.has_penalty):
             return input
         try:
             made = _forward(ActRegOutput, input, None, ready.name, ready.parameters, p, *ready.rest)
@@ -176,7 +176,10 @@ class ActReg(PenaltyModule):
         if training and ready.has_penalty:
             if self.inject:
                 return inject_penalty(self._injection, output, penalty)
-            self._store(penalty)
+            if _graph_task() == -1 and _is_grad_enabled():
+                self._pending.add(penalty)
+            else:
+                self._store(penalty)
         return output
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -192,8 +195,7 @@ class ActReg(PenaltyModule):
         """
         if _is_proxy(input):
             return _leaf(self, input)
-        training = self.training
-        if not training and not watch.is_on:
+        if not self.training and not watch.is_on:
             if self.activation == "identity":
                 return input
             if dispatch.is_exporting():
@@ -268,7 +270,7 @@ class ActReg(PenaltyModule):
             forward = self._pending.add(penalty)
         elif watch.is_on and stack.records:
             penalty = penalty if trains else penalty.detach()
-            forward = Forward(penalty, None, World.current())
+            forward = Forward(penalty, World.current(), 0)
         if watch.is_on and stack.records:
             forward.sums = sums
             recorded(self, forward)

@@ -196,6 +196,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("inject", wrap_pybind_function(inject), py::arg("y"), py::arg("scale"), py::arg("divisor"));
   py::class_<LoosePenalty>(m, "LoosePenalty").def("get", &LoosePenalty::get);
   m.def("loosen", &loosen, py::arg("penalty"));
+  m.def("is_in_use", &is_in_use, py::arg("penalty"));
   m.def("is_freed", &is_freed, py::arg("penalty"));
   m.def("activations", &activations);
   m.def("build_info", &build_info);
