@@ -194,7 +194,8 @@ class ActReg(PenaltyModule):
         The attributes are read as they are: numbers that vary stay symbolic in a compiled program.
         """
         if _is_proxy(input):
-            return _leaf(self, input)
+            leaf: Tensor = _leaf(self, input)
+            return leaf
         if not self.training and not watch.is_on:
             if self.activation == "identity":
                 return input
