@@ -219,7 +219,7 @@ class ActReg(PenaltyModule):
         _, l1, l2, reduction, keep_input = ready.rest
         call = (input, name, ready.parameters, l1, l2, p, self.penalty_on, reduction, None)
         if self.inplace:
-            output, penalty = dispatch.run_in_place(*call)
+            output, penalty = dispatch.run_in_place(*call, keep_input)
         else:
             output, penalty = dispatch.run(*call, keep_input)
         return self._finish(output, penalty, None)
