@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.overrides import has_torch_function_unary
 
-from . import _C, arguments, dispatch, functional, settings
+from . import arguments, dispatch, functional, settings
 from .collection import collect_penalty, discard_penalty
 from .injection import Injection, inject_penalty
 from .pending import Forward, PenaltyModule, Pending, World, is_repeated_by_checkpoint
 from .records import MODULES, recorded, stack, watch
-from .reference import ActRegOutput, denominator
+from .reference import denominator
 from .settings import Ready
 from .torch_activations import ACTIVATIONS
 
@@ -34,7 +34,6 @@ _SCRIPT = (
     "torch.jit.script cannot compile ActReg, which is written in Python and calls an operator with "
     "a random state: use torch.jit.trace(model.eval(), example) or torch.export.export"
 )
-_forward = _C.forward
 _is_grad_enabled = torch.is_grad_enabled
 _is_tracing = torch._C._is_tracing
 _graph_task = torch._C._current_graph_task_id
@@ -164,15 +163,13 @@ class ActReg(PenaltyModule):
             or not (input.is_cpu or input.device.type in dispatch.DEVICES)
         ):
             return self._forward_in_any_mode(input, ready)
-        p = ready.p if training else 0.0
-        if p == 0.0 and ready.name == "identity" and not (training and ready.has_penalty):
+        if ready.is_nothing if training else ready.is_nothing_in_eval:
             return input
         try:
-            made = _forward(ActRegOutput, input, None, ready.name, ready.parameters, p, *ready.rest)
+            output, penalty = ready.train(input) if training else ready.evaluate(input)
         except Exception:
             arguments.check_input(input)  # raises for a bad input, with a better text
             raise
-        output, penalty = made
         if training and ready.has_penalty:
             if self.inject:
                 return inject_penalty(self._injection, output, penalty)

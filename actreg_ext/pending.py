@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from . import _C
 
 _MANY = 1000  # pending forwards of one module before a warning: their graphs fill the memory
-_LIMIT = 8
+_LIMIT = 16  # forwards of one module until its list is examined
 _serials = itertools.count(1)
 _functorch = torch._C._functorch
 _stack = _functorch.peek_interpreter_stack
@@ -273,9 +273,15 @@ def take(stores: list[Pending]) -> tuple[list[Forward], bool]:
     Raises:
         RuntimeError: the newest forward of a module has escaped from its world.
     """
-    world = World.current()
+    world = None if _stack() is None and _modes() == 0 else World.current()
     lists, escaped, any_compiled = [], False, False
     for store in stores:
+        if world is None and store.compiled is None:  # the usual case, as short as possible
+            if not store.eager:
+                continue
+            if len(store.eager) == 1 and store.eager[0].world is None:
+                lists.append([store.eager.pop()])
+                continue
         eager, compiled, has_escaped = store.cut(world)
         # The newest is the last one. If there are both kinds, it is not known which is newer.
         lists.append([f.as_forward() for f in reversed(compiled)] + eager)
@@ -326,7 +332,7 @@ def collected(forward: Forward) -> Tensor:
     """Return the penalty of a forward that was taken; see `_Late`."""
     penalty = forward.get()
     assert penalty is not None  # take() has dropped those whose graph is gone
-    if forward.world is None and penalty.requires_grad and _is_freed(penalty):
+    if forward.world is None and _is_freed(penalty):
         late: Tensor = _Late.apply(penalty.detach().requires_grad_())  # type: ignore[no-untyped-call]
         return late
     return penalty
