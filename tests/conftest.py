@@ -16,7 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all",
         action="store_true",
-        help="run every combination of the tests marked 'pairs', and the tests marked 'slow'",
+        help="run every combination of the tests marked 'pairs', and the tests marked 'rare'",
     )
 
 
@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Unless --all is given, run a part of the combinations of each test marked 'pairs'.
 
-    Then the tests marked 'slow' do not run either, unless the command names one.
+    Then the tests marked 'rare' do not run either, unless the command names one.
     """
     if config.getoption("all"):
         return
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = set[pytest.Item]()
     is_named = any("::" in argument for argument in config.args)
     for item in items:
-        if item.get_closest_marker("slow") and not is_named:
+        if item.get_closest_marker("rare") and not is_named:
             left_out.add(item)
         elif isinstance(item, pytest.Function) and item.get_closest_marker("pairs"):
             products[item.function].append(item)

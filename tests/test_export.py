@@ -111,7 +111,7 @@ def test_in_training_with_dropout_the_operator_stays() -> None:
     assert "actreg.forward.default" in operators(program)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_aot_inductor(tmp_path: Path) -> None:
     model, x = network(), torch.randn(5, 4)
     program = torch.export.export(model, (x,), strict=False)
