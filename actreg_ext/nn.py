@@ -280,14 +280,15 @@ class ActReg(PenaltyModule):
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for copy and pickle, without what belongs to a step or to a loop."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        for name in ("_pending", "_injection", "_ready"):
+        for name in ("_pending", "_ready"):
             state.pop(name)
+        state["_injection"] = self._injection.state()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a state from __getstate__; the copy has no pending penalty."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._injection = Injection()
+        self._injection = Injection.from_state(state["_injection"])
         self._pending = Pending()
         self._ready = None
         MODULES[id(self)] = self

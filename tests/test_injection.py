@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -298,10 +299,18 @@ class TestUses:
 
 def test_copies_do_not_share_a_scale() -> None:
     model = network()
-    set_injection_scale(model, 3.0)
+    set_injection_scale(model, 3.0, accumulation=2)
     copied = copy.deepcopy(model)
+    assert float(copied[1]._injection.scale) == 3.0 and copied[1]._injection.accumulation == 2
     set_injection_scale(copied, 5.0)
     assert float(model[1]._injection.scale) == 3.0
+    set_injection_scale(model, torch.ones(()))
+    lost, x = pickle.loads(pickle.dumps(model)), torch.randn(5, 3)
+    with pytest.raises(RuntimeError, match="set_injection_scale on the copy"):
+        lost(x)
+    set_injection_scale(lost, 2.0)
+    lost(x)
+    copied = copy.deepcopy(network())
     assert repr(copied[1]) == repr(model[1]) and "inject" in repr(model[1])
 
 
