@@ -106,7 +106,9 @@ def test_modules_are_taken(name: str) -> None:
 
 
 def public(thing: object) -> set[str]:
-    return {name for name in dir(thing) if not name.startswith("_")}
+    """The names of a module, or of a class, whose call operator counts too."""
+    calls = {"__call__"} & set(vars(thing)) if inspect.isclass(thing) else set[str]()
+    return {name for name in dir(thing) if not name.startswith("_")} | calls
 
 
 def test_stub_has_the_modules_names() -> None:
