@@ -198,10 +198,12 @@ def run_in_place(
     penalty_on: str,
     reduction: str,
     seed: int | Tensor | None,
+    keep_input: bool,
 ) -> ActRegOutput:
     """Compute `act_reg_` from arguments that are already checked.
 
-    Copies the input first where overwriting it is not possible, or where its gradient needs it.
+    Copies the input first where overwriting it is not possible. If the gradient needs the input,
+    the node keeps a copy.
     """
     needs_grad = x.requires_grad and torch.is_grad_enabled()
     if (
@@ -212,15 +214,14 @@ def run_in_place(
         or (needs_grad and x._is_view())
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
-        or needs_input(x, name, parameters, l1, l2, p, penalty_on)
     ):
         # The copy has the input's memory order, so it has the same mask.
         layout = torch.preserve_format if memory_order(x) else torch.contiguous_format
         copy = x.clone(memory_format=layout)
         call = (copy, name, parameters, l1, l2, p, penalty_on, reduction, seed)
-        output, penalty = run(*call, keep_input=False)
+        output, penalty = run(*call, keep_input)
         return ActRegOutput(x.copy_(output), penalty)
     state = None if seed is None or p == 0 else rng_state(seed, x)
     on_output = penalty_on == "output"
-    penalty = _C.forward_(x, state, name, parameters, p, on_output, l1, l2, reduction)
+    penalty = _C.forward_(x, state, name, parameters, p, on_output, l1, l2, reduction, keep_input)
     return ActRegOutput(x, penalty)

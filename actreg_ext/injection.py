@@ -42,7 +42,8 @@ def inject_penalty(injection: Injection, output: Tensor, penalty: Tensor) -> Ten
     if not (torch.is_grad_enabled() and penalty.requires_grad):
         return output
     scale = injection.factor(penalty)
-    if not is_compiling() and _C.inject(output, scale, float(injection.accumulation)):
+    is_eager = not is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
+    if is_eager and _C.inject(output, scale, float(injection.accumulation)):
         return output
     injected: Tensor = _Inject.apply(output, penalty, scale / injection.accumulation)  # type: ignore[no-untyped-call]
     return injected
