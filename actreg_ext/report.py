@@ -25,6 +25,15 @@ class ConversionReport:
         skipped: the activations and dropouts that stay, and why.
         hints: calls of activation functions that `convert` cannot replace, found by running the
             example: (name of the calling module, function, number of calls).
+
+    Example:
+        >>> from actreg_ext import convert
+        >>> from torch import nn
+        >>> report = convert(nn.Sequential(nn.ReLU(), nn.PReLU()))
+        >>> [(change.name, change.was) for change in report.replaced]
+        [('0', 'ReLU()')]
+        >>> [change.name for change in report.skipped]
+        ['1']
     """
 
     replaced: list[Change] = field(default_factory=list)
