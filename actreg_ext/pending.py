@@ -26,57 +26,16 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
+from .worlds import ESCAPED, World, modes, stack
 
 _MANY = 1000  # pending forwards of one module before a warning: their graphs fill the memory
 _LIMIT = 16  # forwards of one module until its list is examined
 _serials = itertools.count(1)
-_functorch = torch._C._functorch
-_stack = _functorch.peek_interpreter_stack
-_modes = torch._C._len_torch_dispatch_stack
-_MARK, _ENDED = torch.zeros(()), -2
-ESCAPED = (
-    "collect_penalty: an ActReg ran inside a transform that has ended: a function transformed by "
-    "torch.func (vmap, grad, ...), FakeTensorMode or make_fx. The penalty has no meaning outside "
-    "of the transform, so it was dropped. Call collect_penalty inside that function."
-)
 _LATE = (
     "ActReg: this penalty was collected after the backward of its forward, which has freed the "
     "graph. Call collect_penalty before the backward and add the penalty to the loss, or keep the "
     "graph with backward(retain_graph=True)."
 )
-
-
-class World:
-    """The transform or tracer in which a forward ran: tensors of one mean nothing outside of it."""
-
-    _KEYS = ("PROXY", "FUNCTIONAL", "FAKE")
-
-    def __init__(self) -> None:
-        level = _functorch.maybe_current_level()
-        # A tensor of the innermost transform; its level is _ENDED once the transform has ended.
-        self.mark = None if level is None else _functorch._wrap_for_grad(_MARK, level)
-        self.modes = self._current_modes()
-
-    @classmethod
-    def current(cls) -> World | None:
-        """Return the world of the caller; None in plain eager mode."""
-        if _stack() is None and _modes() == 0:
-            return None
-        world = cls()
-        is_plain = world.mark is None and all(mode is None for mode in world.modes)
-        return None if is_plain else world
-
-    @classmethod
-    def _current_modes(cls) -> list[Any]:
-        keys = torch._C._TorchDispatchModeKey
-        return [torch._C._get_dispatch_mode(getattr(keys, key)) for key in cls._KEYS]
-
-    def is_running(self) -> bool:
-        """Whether the caller is inside of this world."""
-        if self.mark is not None and _functorch.maybe_get_level(self.mark) == _ENDED:
-            return False
-        pairs = zip(self.modes, self._current_modes(), strict=True)
-        return all(mine is None or mine is current for mine, current in pairs)
 
 
 class Forward:
@@ -197,7 +156,7 @@ class Pending:
 
     def add(self, penalty: Tensor) -> Forward:
         """Add a forward in eager mode. This runs in each training forward, so it must be fast."""
-        world = None if _stack() is None and _modes() == 0 else World.current()
+        world = None if stack() is None and modes() == 0 else World.current()
         made = Forward(penalty, world, next(_serials))
         self.eager.append(made)
         if len(self.eager) >= self.limit:
@@ -273,7 +232,7 @@ def take(stores: list[Pending]) -> tuple[list[Forward], bool]:
     Raises:
         RuntimeError: the newest forward of a module has escaped from its world.
     """
-    world = None if _stack() is None and _modes() == 0 else World.current()
+    world = None if stack() is None and modes() == 0 else World.current()
     lists, escaped, any_compiled = [], False, False
     for store in stores:
         if world is None and store.compiled is None:  # the usual case, as short as possible

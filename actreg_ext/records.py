@@ -12,7 +12,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from .pending import ESCAPED, CompiledForward, Forward, PenaltyModule, collected, links
+from .pending import CompiledForward, Forward, PenaltyModule, collected, links
+from .worlds import ESCAPED
 
 if TYPE_CHECKING:
     from types import TracebackType
