@@ -1,7 +1,7 @@
 """The compiled C++ module: the registry of activations, and the operator for eager calls."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -61,6 +61,25 @@ def inject(y: Tensor, scale: Tensor, divisor: float) -> bool:
     Returns False if y is not the output of a forward operator.
     """
 
+class Prepared(Generic[_Output]):
+    """`forward` with everything but x given beforehand, and without rng_state."""
+
+    def __call__(self, x: Tensor) -> _Output:
+        """Compute the operator."""
+
+def prepare(
+    type: type[_Output],
+    activation: str,
+    parameters: Sequence[float],
+    p: float,
+    on_output: bool,
+    l1: float,
+    l2: float,
+    reduction: str,
+    keep_input: bool = False,
+) -> Prepared[_Output]:
+    """Prepare calls of `forward`."""
+
 class LoosePenalty:
     """A penalty that does not keep its graph alive."""
 
@@ -69,6 +88,9 @@ class LoosePenalty:
 
 def loosen(penalty: Tensor) -> LoosePenalty | None:
     """Make a penalty loose; None if its node may have made the penalty alone."""
+
+def is_in_use(penalty: Tensor) -> bool | None:
+    """Whether anything but the penalty holds the graph of its forward; None: unknown."""
 
 def is_freed(penalty: Tensor) -> bool | None:
     """Whether a backward has freed the graph of the penalty's forward; None: unknown."""

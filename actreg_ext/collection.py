@@ -9,13 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from .pending import CompiledForward, PenaltyModule, Pending, collected, take
+from .pending import PenaltyModule, Pending, collected, take
 from .records import stack, sum_of, sweep
-
-_LOOSE = (
-    "collect_penalty: compiled code cannot collect the penalties of several eager forwards of one "
-    "module. Call collect_penalty outside of the compiled function."
-)
 
 
 def collect_penalty(model: nn.Module) -> Tensor:
@@ -71,17 +66,13 @@ def collect_penalty(model: nn.Module) -> Tensor:
     else:
         if stack.records:
             sweep()
-        forwards = take([module._pending for module in modules])
+        forwards, any_compiled = take([module._pending for module in modules])
         penalties = [collected(forward) for forward in forwards]
     if not penalties:
         parameter = next(model.parameters(), None)
         return torch.zeros((), device="cpu" if parameter is None else parameter.device)
     total = sum_of(penalties)
-    if (
-        not is_compiling()
-        and total.requires_grad
-        and any(isinstance(forward, CompiledForward) for forward in forwards)
-    ):
+    if not is_compiling() and total.requires_grad and any_compiled:
         _forget_repeated(total, [module._pending for module in modules])
     return total
 
@@ -109,14 +100,29 @@ def discard_penalty(model: nn.Module) -> None:
     if stack.records and not is_compiling():
         sweep()
     for module in modules:
-        module._pending.newest = None
+        module._pending.clear()
 
 
 def modules_of(model: nn.Module) -> list[PenaltyModule]:
     """Return the ActReg modules of a model; raise TypeError if it is not an nn.Module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
-    return [module for module in model.modules() if isinstance(module, PenaltyModule)]
+    if is_compiling():
+        return [module for module in model.modules() if isinstance(module, PenaltyModule)]
+    # The same in the same order, but three times as fast as modules().
+    found: list[PenaltyModule] = []
+    seen: set[nn.Module] = set()
+    todo: list[nn.Module | None] = [model]
+    while todo:
+        module = todo.pop()
+        if module is None or module in seen:
+            continue
+        seen.add(module)
+        if isinstance(module, PenaltyModule):
+            found.append(module)
+        elif module._modules:
+            todo.extend(reversed(module._modules.values()))
+    return found
 
 
 def _take_compiled(modules: list[PenaltyModule]) -> list[Tensor]:
@@ -124,10 +130,10 @@ def _take_compiled(modules: list[PenaltyModule]) -> list[Tensor]:
     penalties = []
     for module in modules:
         pending = module._pending
-        forward, pending.newest = pending.newest, None
+        penalties += [made.penalty for made in pending.eager if made.penalty is not None]
+        pending.eager = []
+        forward, pending.compiled = pending.compiled, None
         while forward is not None:
-            if forward.penalty is None:
-                raise RuntimeError(_LOOSE)
             penalties.append(forward.penalty)
             forward = forward.older
     return penalties
@@ -141,11 +147,11 @@ def _forget_repeated(total: Tensor, stores: list[Pending]) -> None:
     """
 
     def at_start(_: Tensor) -> None:
-        before = [store.newest for store in stores]
+        before = [store.compiled for store in stores]
 
         def at_end() -> None:
             for store, newest in zip(stores, before, strict=True):
-                store.newest = newest
+                store.compiled = newest
 
         torch.autograd.Variable._execution_engine.queue_callback(at_end)
 

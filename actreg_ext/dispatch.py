@@ -178,14 +178,13 @@ def needs_input(
     l2: float,
     p: float,
     penalty_on: str,
-    keep_input: bool = False,
 ) -> bool:
     """Whether x requires a gradient that needs x itself, which a call in place overwrites."""
     on_output = penalty_on == "output"
     return (
         x.requires_grad
         and torch.is_grad_enabled()
-        and _C.kept(x.dtype, name, parameters, p, on_output, l1, l2, keep_input) == "input"
+        and _C.kept(x.dtype, name, parameters, p, on_output, l1, l2) == "input"
     )
 
 
@@ -199,11 +198,12 @@ def run_in_place(
     penalty_on: str,
     reduction: str,
     seed: int | Tensor | None,
-    keep_input: bool = False,
+    keep_input: bool,
 ) -> ActRegOutput:
     """Compute `act_reg_` from arguments that are already checked.
 
-    Copies the input first where overwriting it is not possible, or where its gradient needs it.
+    Copies the input first where overwriting it is not possible. If the gradient needs the input,
+    the node keeps a copy.
     """
     needs_grad = x.requires_grad and torch.is_grad_enabled()
     if (
@@ -214,7 +214,6 @@ def run_in_place(
         or (needs_grad and x._is_view())
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
-        or needs_input(x, name, parameters, l1, l2, p, penalty_on, keep_input)
     ):
         # The copy has the input's memory order, so it has the same mask.
         layout = torch.preserve_format if memory_order(x) else torch.contiguous_format
@@ -224,7 +223,5 @@ def run_in_place(
         return ActRegOutput(x.copy_(output), penalty)
     state = None if seed is None or p == 0 else rng_state(seed, x)
     on_output = penalty_on == "output"
-    keep_input = keep_input and needs_grad
-    rest = (on_output, l1, l2, reduction, keep_input)
-    penalty = _C.forward_(x, state, name, parameters, p, *rest)
+    penalty = _C.forward_(x, state, name, parameters, p, on_output, l1, l2, reduction, keep_input)
     return ActRegOutput(x, penalty)

@@ -276,7 +276,7 @@ def act_reg_(
             f"act_reg_: with these penalties and this p, the gradient of {name!r} in {input.dtype} "
             f"needs the input, which would be overwritten; use act_reg"
         )
-    return run_in_place(input, name, parameters, l1, l2, p, penalty_on, reduction, seed)
+    return run_in_place(input, name, parameters, l1, l2, p, penalty_on, reduction, seed, False)
 
 
 def dropout_mask(

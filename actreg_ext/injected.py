@@ -76,6 +76,7 @@ def set_injection_scale(
         else:
             injection.scale = torch.full((), given)
         injection.is_own = not isinstance(given, Tensor)
+        injection.is_lost = False
 
 
 def _scale_of(scaler: torch.amp.GradScaler, model: nn.Module) -> float | Tensor:

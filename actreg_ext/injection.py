@@ -18,22 +18,44 @@ _AGAIN = (
     "gradient too. Use inject=False and collect_penalty."
 )
 
+_LOST_SCALE = (
+    "ActReg(inject=True): this module is a copy of one whose scale is a GradScaler or a tensor of "
+    "the caller, which the copy does not share. Call set_injection_scale on the copy."
+)
+
 
 class Injection:
     """What one module injects: the gradient of its penalty, times scale / accumulation."""
 
     def __init__(self) -> None:
         self.scale: Tensor | None = None  # 0-d; None: 1
-        self.is_own = True  # no one else holds the tensor
+        self.is_own = True  # False: the tensor belongs to the caller or to a GradScaler
+        self.is_lost = False  # a copy of a module whose tensor belongs to somebody else
         self.accumulation = 1
         self.value: Tensor | None = None  # the penalty of the last training forward
 
     def factor(self, like: Tensor) -> Tensor:
-        """Return the scale on the device of a penalty."""
-        if self.scale is None or self.scale.device != like.device:
-            old = self.scale
-            self.scale = like.new_ones(()) if old is None else old.to(like.device)
+        """Return the scale; one that belongs to the module is on the device of its penalty."""
+        if self.is_lost:
+            raise RuntimeError(_LOST_SCALE)
+        if self.scale is None:
+            self.scale = like.new_ones(())
+        elif self.is_own and self.scale.device != like.device:
+            self.scale = self.scale.to(like.device)
         return self.scale
+
+    def state(self) -> tuple[float | None, int, bool]:
+        """Return what a copy or a pickle of the module takes: scale, accumulation, is_lost."""
+        own = float(self.scale) if self.is_own and self.scale is not None else None
+        return own, self.accumulation, self.is_lost or not self.is_own
+
+    @classmethod
+    def from_state(cls, state: tuple[float | None, int, bool]) -> Injection:
+        """Make a copy from its state."""
+        made = cls()
+        scale, made.accumulation, made.is_lost = state
+        made.scale = None if scale is None else torch.full((), scale)
+        return made
 
 
 def inject_penalty(injection: Injection, output: Tensor, penalty: Tensor) -> Tensor:
@@ -42,7 +64,8 @@ def inject_penalty(injection: Injection, output: Tensor, penalty: Tensor) -> Ten
     if not (torch.is_grad_enabled() and penalty.requires_grad):
         return output
     scale = injection.factor(penalty)
-    if not is_compiling() and _C.inject(output, scale, float(injection.accumulation)):
+    is_eager = not is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
+    if is_eager and _C.inject(output, scale, float(injection.accumulation)):
         return output
     injected: Tensor = _Inject.apply(output, penalty, scale / injection.accumulation)  # type: ignore[no-untyped-call]
     return injected
@@ -60,7 +83,7 @@ class _Inject(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         _, penalty, factor = inputs
-        ctx.save_for_backward(factor.to(penalty.dtype))
+        ctx.save_for_backward(factor.to(penalty))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.overrides import has_torch_function_unary
 
-from . import _C, arguments, dispatch, functional, settings
+from . import arguments, dispatch, functional, settings
 from .collection import collect_penalty, discard_penalty
 from .injection import Injection, inject_penalty
-from .pending import Forward, PenaltyModule, Pending, World, is_repeated_by_checkpoint
+from .pending import Forward, PenaltyModule, Pending, is_repeated_by_checkpoint
 from .records import MODULES, recorded, stack, watch
-from .reference import ActRegOutput, denominator
+from .reference import denominator
 from .settings import Ready
 from .torch_activations import ACTIVATIONS
+from .worlds import World
 
 __all__ = ["ActReg", "collect_penalty", "discard_penalty"]
 
@@ -34,7 +35,6 @@ _SCRIPT = (
     "torch.jit.script cannot compile ActReg, which is written in Python and calls an operator with "
     "a random state: use torch.jit.trace(model.eval(), example) or torch.export.export"
 )
-_forward = _C.forward
 _is_grad_enabled = torch.is_grad_enabled
 _is_tracing = torch._C._is_tracing
 _graph_task = torch._C._current_graph_task_id
@@ -139,7 +139,7 @@ class ActReg(PenaltyModule):
         self._injection = Injection()
         self._pending = Pending()
         self._ready: Ready | None = None
-        MODULES.add(self)
+        MODULES[id(self)] = self
 
     def forward(self, input: Tensor) -> Tensor:
         """Return y, and store the penalty for `collect_penalty`.
@@ -164,19 +164,20 @@ class ActReg(PenaltyModule):
             or not (input.is_cpu or input.device.type in dispatch.DEVICES)
         ):
             return self._forward_in_any_mode(input, ready)
-        p = ready.p if training else 0.0
-        if p == 0.0 and not training and ready.name == "identity":
+        if ready.is_nothing if training else ready.is_nothing_in_eval:
             return input
         try:
-            made = _forward(ActRegOutput, input, None, ready.name, ready.parameters, p, *ready.rest)
+            output, penalty = ready.train(input) if training else ready.evaluate(input)
         except Exception:
             arguments.check_input(input)  # raises for a bad input, with a better text
             raise
-        output, penalty = made
         if training and ready.has_penalty:
             if self.inject:
                 return inject_penalty(self._injection, output, penalty)
-            self._store(penalty)
+            if _graph_task() == -1 and _is_grad_enabled():
+                self._pending.add(penalty)
+            else:
+                self._store(penalty)
         return output
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -191,9 +192,9 @@ class ActReg(PenaltyModule):
         The attributes are read as they are: numbers that vary stay symbolic in a compiled program.
         """
         if _is_proxy(input):
-            return _leaf(self, input)
-        training = self.training
-        if not training and not watch.is_on:
+            leaf: Tensor = _leaf(self, input)
+            return leaf
+        if not self.training and not watch.is_on:
             if self.activation == "identity":
                 return input
             if dispatch.is_exporting():
@@ -252,11 +253,12 @@ class ActReg(PenaltyModule):
 
     def _store(self, penalty: Tensor, sums: Tensor | None = None) -> None:
         """Store the penalty of a forward: in the module's list, and in the records."""
-        counts = self.training and _is_grad_enabled() and bool(self.l1 or self.l2)
-        counts = counts and not self.inject
+        trains = self.training and _is_grad_enabled()
+        counts = trains and not self.inject and bool(self.l1 or self.l2)
         if is_compiling():
             # Nothing is stored in an exported program: collect_penalty cannot be called on it.
             if not torch.compiler._is_exporting_flag and (counts or watch.is_on):
+                penalty = penalty if trains else penalty.detach()
                 self._pending.add_compiled(penalty, sums, counts)
             return
         if counts:
@@ -266,9 +268,8 @@ class ActReg(PenaltyModule):
                 return  # activation checkpointing repeats a forward that was already counted
             forward = self._pending.add(penalty)
         elif watch.is_on and stack.records:
-            if not (self.training and _is_grad_enabled()):
-                penalty = penalty.detach()
-            forward = Forward(penalty, None, World.current())
+            penalty = penalty if trains else penalty.detach()
+            forward = Forward(penalty, World.current(), 0)
         if watch.is_on and stack.records:
             forward.sums = sums
             recorded(self, forward)
@@ -280,17 +281,18 @@ class ActReg(PenaltyModule):
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for copy and pickle, without what belongs to a step or to a loop."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        for name in ("_pending", "_injection", "_ready"):
+        for name in ("_pending", "_ready"):
             state.pop(name)
+        state["_injection"] = self._injection.state()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a state from __getstate__; the copy has no pending penalty."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._injection = Injection()
+        self._injection = Injection.from_state(state["_injection"])
         self._pending = Pending()
         self._ready = None
-        MODULES.add(self)
+        MODULES[id(self)] = self
 
     def __prepare_scriptable__(self) -> Any:
         """Refuse torch.jit.script, which calls this."""

@@ -8,16 +8,16 @@ of a forward is over
 - when nothing uses the output any more and the model has run again: the batch was skipped.
 The penalty of a step that is over does not join a later loss.
 
-Each module has a linked list of its forwards, the newest first. Compiled code can put a link in
-front of the list without looking into it: torch.compile compiles again for each length of a Python
-list, and a running sum would put the graph of one step into the next. No maths here.
+Compiled code puts its forwards into a linked list, because it can put a link in front without
+looking at the others: torch.compile compiles again for each length of a Python list, and a running
+sum would put the graph of one step into the next. No maths here.
 """
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
-import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -26,17 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
+from .worlds import ESCAPED, World, modes, stack
 
 _MANY = 1000  # pending forwards of one module before a warning: their graphs fill the memory
-_LOCK = threading.Lock()
+_LIMIT = 16  # forwards of one module until its list is examined
 _serials = itertools.count(1)
-_functorch = torch._C._functorch
-_MARK, _ENDED = torch.zeros(()), -2
-ESCAPED = (
-    "collect_penalty: an ActReg ran inside a transform that has ended: a function transformed by "
-    "torch.func (vmap, grad, ...), FakeTensorMode or make_fx. The penalty has no meaning outside "
-    "of the transform, so it was dropped. Call collect_penalty inside that function."
-)
 _LATE = (
     "ActReg: this penalty was collected after the backward of its forward, which has freed the "
     "graph. Call collect_penalty before the backward and add the penalty to the loss, or keep the "
@@ -44,55 +38,18 @@ _LATE = (
 )
 
 
-class World:
-    """The transform or tracer in which a forward ran: tensors of one mean nothing outside of it."""
-
-    _KEYS = ("PROXY", "FUNCTIONAL", "FAKE")
-
-    def __init__(self) -> None:
-        level = _functorch.maybe_current_level()
-        # A tensor of the innermost transform; its level is _ENDED once the transform has ended.
-        self.mark = None if level is None else _functorch._wrap_for_grad(_MARK, level)
-        self.modes = self._modes()
-
-    @classmethod
-    def current(cls) -> World | None:
-        """Return the world of the caller; None in plain eager mode."""
-        if (
-            _functorch.peek_interpreter_stack() is None
-            and torch._C._len_torch_dispatch_stack() == 0
-        ):
-            return None
-        world = cls()
-        is_plain = world.mark is None and all(mode is None for mode in world.modes)
-        return None if is_plain else world
-
-    @classmethod
-    def _modes(cls) -> list[Any]:
-        keys = torch._C._TorchDispatchModeKey
-        return [torch._C._get_dispatch_mode(getattr(keys, key)) for key in cls._KEYS]
-
-    def is_running(self) -> bool:
-        """Whether the caller is inside of this world."""
-        if self.mark is not None and _functorch.maybe_get_level(self.mark) == _ENDED:
-            return False
-        pairs = zip(self.modes, self._modes(), strict=True)
-        return all(mine is None or mine is current for mine, current in pairs)
-
-
 class Forward:
-    """One forward of a module: a link of the module's list."""
+    """One forward of a module, in eager mode."""
 
-    # Compiled code makes instances, so __init__ must be as simple as this.
-    def __init__(self, penalty: Tensor, older: Forward | None, world: World | None) -> None:
+    __slots__ = ("is_recorded", "loose", "penalty", "serial", "sums", "world")
+
+    def __init__(self, penalty: Tensor, world: World | None, serial: int) -> None:
         self.penalty: Tensor | None = penalty  # None: loose
-        self.older = older
         self.world = world
-
-    loose: _C.LoosePenalty | None = None
-    serial = 0  # the number of this forward among all forwards in eager mode
-    sums: Tensor | None = None  # sum |t| and sum t^2, if a record asked for them
-    is_recorded = False  # by a record, which keeps the graph
+        self.serial = serial  # the number of this forward among all forwards in eager mode
+        self.loose: _C.LoosePenalty | None = None
+        self.sums: Tensor | None = None  # sum |t| and sum t^2, if a record asked for them
+        self.is_recorded = False  # by a record, which keeps the graph
 
     def loosen(self) -> None:
         """Stop keeping the graph alive, where something else may."""
@@ -106,13 +63,41 @@ class Forward:
         return self.penalty if self.loose is None else self.loose.get()
 
 
-class CompiledForward(Forward):
-    """A forward that compiled code made, which cannot ask in which world or thread it is."""
+class CompiledForward:
+    """One forward of a module in compiled code: a link of a list, the newest first.
 
+    Compiled code makes instances, so they are as simple as this. It cannot ask in which world or
+    thread it runs.
+    """
+
+    def __init__(self, penalty: Tensor, older: CompiledForward | None) -> None:
+        self.penalty = penalty
+        self.older = older
+
+    sums: Tensor | None = None
     is_seen = False  # by `records.sweep`
 
+    def as_forward(self) -> Forward:
+        """Return the same forward as eager mode has it."""
+        made = Forward(self.penalty, None, 0)
+        made.sums = self.sums
+        return made
 
-def links(newest: Forward | None) -> Iterator[Forward]:
+
+_has_compiled = False
+
+
+def _note_compilation() -> None:
+    """Note that torch.compile traces this. A compiled program does not run it."""
+    global _has_compiled
+    _has_compiled = True
+
+
+# What torch.compiler.assume_constant_result sets, without the second that its import takes.
+_note_compilation._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def links(newest: CompiledForward | None) -> Iterator[CompiledForward]:
     """Yield the forwards of a list, the newest first."""
     while newest is not None:
         yield newest
@@ -154,80 +139,81 @@ class Pending:
     """The forwards of one module whose penalties nobody has taken yet."""
 
     def __init__(self) -> None:
-        self.newest: Forward | None = None
-        self.watched: Forward | None = None  # compiled forwards that only a record may read
-        self.added = 0  # in eager mode, since the list was last examined
-        self.limit = 32  # examine the list when `added` reaches this number
+        self.eager: list[Forward] = []  # the oldest first; each change is atomic
+        self.limit = _LIMIT  # examine the list when it is as long as this
         self.warned = False
+        self.compiled: CompiledForward | None = None  # the newest
+        self.watched: CompiledForward | None = None  # the newest of those only a record may read
 
     def add_compiled(self, penalty: Tensor, sums: Tensor | None, counts: bool) -> None:
         """Put a forward in front of a list, in code that torch.compile traces."""
         if counts:
-            self.newest = made = CompiledForward(penalty, self.newest, None)
+            self.compiled = made = CompiledForward(penalty, self.compiled)
         else:
-            self.watched = made = CompiledForward(penalty, self.watched, None)
+            self.watched = made = CompiledForward(penalty, self.watched)
         made.sums = sums
+        _note_compilation()
 
     def add(self, penalty: Tensor) -> Forward:
-        """Put a forward in front of the list."""
-        made = Forward(penalty, None, World.current())
-        made.serial = next(_serials)
-        with _LOCK:
-            made.older, self.newest = self.newest, made
-            self.added += 1
-            examine = self.added >= self.limit
-        if made.older is not None:
-            made.older.loosen()
-        if examine:
+        """Add a forward in eager mode. This runs in each training forward, so it must be fast."""
+        world = None if stack() is None and modes() == 0 else World.current()
+        made = Forward(penalty, world, next(_serials))
+        self.eager.append(made)
+        if len(self.eager) >= self.limit:
             self._examine()
         return made
 
     def _examine(self) -> None:
         """Drop what is over, so that a program which never collects keeps no graphs."""
-        with _LOCK:
-            forwards = self._cut()
-            kept = forwards[:1] + [f for f in forwards[1:] if f.world or not _is_over(f)]
-            self._set(kept)
-            self.added, self.limit = 0, max(32, len(kept))
-            warn = len(kept) >= _MANY and not self.warned
-            self.warned = self.warned or warn
-        if warn:
+        forwards = self.eager[:-1]
+        over = {
+            id(f)
+            for f in forwards
+            if f.world is None
+            and not f.is_recorded
+            and f.penalty is not None
+            and (_C.is_in_use(f.penalty) is False or _is_freed(f.penalty))
+        }
+        self.eager = [f for f in self.eager if id(f) not in over]
+        self.limit = max(_LIMIT, 2 * len(self.eager))
+        if len(self.eager) >= _MANY and not self.warned:
+            self.warned = True
             warnings.warn(
-                f"ActReg: one module has run {len(kept)} training forwards without "
+                f"ActReg: one module has run {len(self.eager)} training forwards without "
                 f"collect_penalty(model), so their penalties and graphs fill the memory; call it "
                 f"in each step, or set l1 = l2 = 0",
-                stacklevel=7,  # the line that calls the module
+                stacklevel=6,  # the line that calls the module
             )
 
-    def _cut(self) -> list[Forward]:
-        forwards, self.newest = list(links(self.newest)), None
-        return forwards
+    def clear(self) -> None:
+        """Drop everything."""
+        self.eager, self.compiled = [], None
 
-    def _set(self, forwards: list[Forward]) -> None:
-        self.newest = None
-        for forward in reversed(forwards):
-            forward.older = self.newest
-            self.newest = forward
-
-    def cut(self, world: World | None) -> tuple[list[Forward], bool]:
+    def cut(self, world: World | None) -> tuple[list[Forward], list[CompiledForward], bool]:
         """Remove and return the caller's forwards, and whether the newest of all has escaped.
 
         A forward has escaped if it ran in a world that has ended. Inside a world the forwards from
         outside stay: the caller's transform must not take them.
         """
-        with _LOCK:
-            forwards = self._cut()
-            self.added = 0
-            if world is not None:
-                self._set([f for f in forwards if f.world is None])
-                return [f for f in forwards if f.world and f.world.is_running()], False
-        return [f for f in forwards if f.world is None], bool(forwards and forwards[0].world)
+        count = len(self.eager)
+        eager = self.eager[:count]
+        if world is not None:
+            self.eager = [f for f in eager if f.world is None]
+            return [f for f in eager if f.world and f.world.is_running()], [], False
+        del self.eager[:count]  # another thread may have added more meanwhile
+        compiled, self.compiled = list(links(self.compiled)), None
+        escaped = bool(eager and eager[-1].world)
+        return [f for f in eager if f.world is None], compiled, escaped
 
-    def remove(self, forwards: Iterable[Forward]) -> None:
-        """Remove some forwards, wherever they are in the list."""
+    def remove(self, forwards: Iterable[Forward | CompiledForward]) -> None:
+        """Remove some forwards, wherever they are in the lists."""
         removed = set(map(id, forwards))
-        with _LOCK:
-            self._set([forward for forward in self._cut() if id(forward) not in removed])
+        self.eager = [f for f in self.eager if id(f) not in removed]
+        kept = [f for f in links(self.compiled) if id(f) not in removed]
+        self.compiled = None
+        for forward in reversed(kept):
+            forward.older = self.compiled
+            self.compiled = forward
 
 
 class PenaltyModule(nn.Module):
@@ -237,45 +223,66 @@ class PenaltyModule(nn.Module):
     _pending: Pending
 
 
-def take(stores: list[Pending]) -> list[Forward]:
+def take(stores: list[Pending]) -> tuple[list[Forward], bool]:
     """Remove and return the forwards of some modules whose step is not over.
+
+    Returns:
+        The forwards, and whether compiled code has made any of them.
 
     Raises:
         RuntimeError: the newest forward of a module has escaped from its world.
     """
-    world = World.current()
-    lists, escaped = [], False
+    world = None if stack() is None and modes() == 0 else World.current()
+    lists, escaped, any_compiled = [], False, False
     for store in stores:
-        forwards, has_escaped = store.cut(world)
-        lists.append(forwards)
+        if world is None and store.compiled is None:  # the usual case, as short as possible
+            if not store.eager:
+                continue
+            if len(store.eager) == 1 and store.eager[0].world is None:
+                lists.append([store.eager.pop()])
+                continue
+        eager, compiled, has_escaped = store.cut(world)
+        # The newest is the last one. If there are both kinds, it is not known which is newer.
+        lists.append([f.as_forward() for f in reversed(compiled)] + eager)
+        any_compiled |= bool(compiled)
+        del compiled  # would keep graphs
         escaped |= has_escaped
     if escaped:
         raise RuntimeError(ESCAPED)
     if world is None and any(len(forwards) > 1 for forwards in lists):
-        lists = _without_what_is_over(lists)
-    # In the order in which the forwards ran: the oldest of the first module is first.
-    return [forward for forwards in lists for forward in reversed(forwards)]
+        lists = _without_what_is_over(lists, any_compiled)
+    return [forward for forwards in lists for forward in forwards], any_compiled
 
 
-def _without_what_is_over(lists: list[list[Forward]]) -> list[list[Forward]]:
-    """Drop the forwards whose step is over; each list has the newest first."""
+def _collect_garbage_of_compilation() -> None:
+    """Free the graphs that torch.compile holds in circles of objects after it has compiled."""
+    global _has_compiled
+    if _has_compiled:
+        _has_compiled = False
+        gc.collect()
+
+
+def _without_what_is_over(lists: list[list[Forward]], any_compiled: bool) -> list[list[Forward]]:
+    """Drop the forwards whose step is over; each list has the newest last."""
     # A graph may be kept by the penalty of a later layer, so all are made loose before one is read.
     for forwards in lists:
-        for forward in forwards[1:]:
+        for forward in forwards[:-1]:
             forward.loosen()
+    if any_compiled:
+        _collect_garbage_of_compilation()
     # A module that ran in a skipped step only (an expert, a branch) has no later forward. But other
     # modules have run both before its forward and after it.
     spans = [
         (older.serial, newer.serial)
         for forwards in lists
-        for newer, older in zip(forwards, forwards[1:], strict=False)
+        for older, newer in zip(forwards, forwards[1:], strict=False)
     ]
     for forwards in lists:
-        if any(begin < newest.serial < end for newest in forwards[:1] for begin, end in spans):
-            forwards[0].loosen()
+        if any(begin < newest.serial < end for newest in forwards[-1:] for begin, end in spans):
+            forwards[-1].loosen()
     return [
-        [f for f in forwards[:1] if f.get() is not None]
-        + [f for f in forwards[1:] if not _is_over(f)]
+        [f for f in forwards[:-1] if not _is_over(f)]
+        + [f for f in forwards[-1:] if f.get() is not None]
         for forwards in lists
     ]
 
@@ -284,7 +291,7 @@ def collected(forward: Forward) -> Tensor:
     """Return the penalty of a forward that was taken; see `_Late`."""
     penalty = forward.get()
     assert penalty is not None  # take() has dropped those whose graph is gone
-    if forward.world is None and penalty.requires_grad and _is_freed(penalty):
+    if forward.world is None and _is_freed(penalty):
         late: Tensor = _Late.apply(penalty.detach().requires_grad_())  # type: ignore[no-untyped-call]
         return late
     return penalty

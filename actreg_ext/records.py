@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from .pending import ESCAPED, CompiledForward, Forward, PenaltyModule, collected, links
+from .pending import CompiledForward, Forward, PenaltyModule, collected, links
+from .worlds import ESCAPED
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # Every ActReg: compiled code cannot tell a record of its forwards, so a record looks for them.
-MODULES: WeakSet[PenaltyModule] = WeakSet()
+# In the order in which they were made, by their id.
+MODULES: WeakValueDictionary[int, PenaltyModule] = WeakValueDictionary()
 _LOCK = threading.Lock()
 
 
@@ -52,18 +54,14 @@ watch = _Watch()
 
 def sweep() -> None:
     """Give the forwards of compiled code that no record has seen to the records of this thread."""
-    for module in list(MODULES):
+    for module in list(MODULES.values()):
         pending = module._pending
-        for counts in (True, False):
-            newest = pending.newest if counts else pending.watched
-            new = [f for f in links(newest) if isinstance(f, CompiledForward) and not f.is_seen]
-            if not counts:
-                pending.watched = None
-            for forward in reversed(new):
-                forward.is_seen = True
-                forward.is_recorded = bool(stack.records)
+        watched, pending.watched = pending.watched, None
+        for newest in (pending.compiled, watched):
+            for made in reversed([f for f in links(newest) if not f.is_seen]):
+                made.is_seen = True
                 for record in stack.records:
-                    record._calls.append((module, forward))
+                    record._calls.append((module, made.as_forward(), made))
 
 
 class PenaltyRecord:
@@ -71,7 +69,8 @@ class PenaltyRecord:
 
     def __init__(self, sums: bool) -> None:
         self.wants_sums = sums
-        self._calls: list[tuple[PenaltyModule, Forward]] = []
+        # (module, forward, what the module's list has)
+        self._calls: list[tuple[PenaltyModule, Forward, Forward | CompiledForward]] = []
 
     def __enter__(self) -> Self:
         """Begin to record."""
@@ -90,15 +89,15 @@ class PenaltyRecord:
         sweep()
         stack.records.remove(self)
         watch.change(self, opens=False)
-        by_module: dict[PenaltyModule, list[Forward]] = {}
-        for module, forward in self._calls:
-            by_module.setdefault(module, []).append(forward)
+        by_module: dict[PenaltyModule, list[Forward | CompiledForward]] = {}
+        for module, _, listed in self._calls:
+            by_module.setdefault(module, []).append(listed)
         for module, forwards in by_module.items():
             module._pending.remove(forwards)
         if kind is not None:
-            forgotten = {id(forward) for _, forward in self._calls}
+            forgotten = {id(listed) for _, _, listed in self._calls}
             for record in (self, *stack.records):
-                record._calls = [call for call in record._calls if id(call[1]) not in forgotten]
+                record._calls = [call for call in record._calls if id(call[2]) not in forgotten]
 
     def total(self) -> Tensor:
         """Return the sum of the recorded penalties, differentiable where the calls were.
@@ -119,7 +118,8 @@ class PenaltyRecord:
                 are named "0", "1", ... in the order of their first calls.
 
         Returns:
-            {name: 0-d tensor}, in the order of the first calls.
+            {name: 0-d tensor}, in the order of the first calls; of the modules of a compiled model,
+            in the order in which the modules were made.
         """
         penalties: dict[str, list[Tensor]] = {}
         for name, forward in self._named(model):
@@ -152,7 +152,7 @@ class PenaltyRecord:
     def _seen(self) -> list[tuple[PenaltyModule, Forward]]:
         if self in stack.records:
             sweep()
-        return self._calls
+        return [(module, forward) for module, forward, _ in self._calls]
 
     def _named(self, model: nn.Module | None) -> list[tuple[str, Forward]]:
         if model is not None and not isinstance(model, nn.Module):
@@ -178,6 +178,8 @@ class PenaltyRecord:
 def sum_of(tensors: list[Tensor]) -> Tensor:
     """Return the sum of some tensors, on the device of the first one."""
     total = tensors[0]
+    if len(tensors) > 2 and len({(t.device, t.dtype) for t in tensors}) == 1:
+        return torch.stack(tensors).sum(0)  # two operations instead of one for each tensor
     for tensor in tensors[1:]:
         total = total + tensor.to(total.device)
     return total
@@ -187,7 +189,7 @@ def recorded(module: PenaltyModule, forward: Forward) -> None:
     """Tell the records of this thread about a forward in eager mode."""
     forward.is_recorded = True
     for record in stack.records:
-        record._calls.append((module, forward))
+        record._calls.append((module, forward, forward))
 
 
 def record_penalties(*, sums: bool = False) -> Any:

@@ -27,8 +27,10 @@ class ConversionReport:
             example: (name of the calling module, function, number of calls).
 
     Example:
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.PReLU())
-        >>> report = actreg_ext.convert(model, l2=1e-4, dry_run=True)
+        >>> from actreg_ext import convert
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.PReLU())
+        >>> report = convert(model, l2=1e-4, dry_run=True)
         >>> report.replaced[0].name, report.replaced[0].was
         ('1', "GELU(approximate='none')")
         >>> print(report)

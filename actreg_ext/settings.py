@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from . import _C, arguments
+from .reference import ActRegOutput
 
 NAMES = frozenset("activation activation_parameters l1 l2 p penalty_on reduction keep".split())
 
@@ -39,7 +40,11 @@ class Ready(NamedTuple):
     parameters: tuple[float, ...]
     p: float
     rest: tuple[bool, float, float, str, bool]  # on_output, l1, l2, reduction, keep_input
+    train: _C.Prepared[ActRegOutput]  # the call in training mode
+    evaluate: _C.Prepared[ActRegOutput]  # the call in eval mode
     has_penalty: bool
+    is_nothing: bool  # the output is the input, in training mode
+    is_nothing_in_eval: bool
 
 
 def prepare(module: HasSettings) -> Ready:
@@ -51,13 +56,19 @@ def prepare(module: HasSettings) -> Ready:
     on_output = arguments.choice("penalty_on", module.penalty_on, arguments.PENALTY_ON)
     reduction = arguments.choice("reduction", module.reduction, arguments.REDUCTIONS)
     keep_input = arguments.choice("keep", module.keep, arguments.KEEP) == "input"
+    p = arguments.probability(module.p)
+    rest = (on_output == "output", l1, l2, reduction, keep_input)
     ready = Ready(
         given=given,
         name=name,
         parameters=parameters,
-        p=arguments.probability(module.p),
-        rest=(on_output == "output", l1, l2, reduction, keep_input),
+        p=p,
+        rest=rest,
+        train=_C.prepare(ActRegOutput, name, parameters, p, *rest),
+        evaluate=_C.prepare(ActRegOutput, name, parameters, 0.0, *rest),
         has_penalty=bool(l1 or l2),
+        is_nothing=name == "identity" and not (p or l1 or l2),
+        is_nothing_in_eval=name == "identity",
     )
     module.__dict__["_ready"] = ready
     return ready

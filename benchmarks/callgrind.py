@@ -92,7 +92,7 @@ def every_kernel(inputs: list[torch.Tensor], state: torch.Tensor) -> None:
                 torch.ops.actreg.backward.default(x, one, x, *options)
             if name in TELLING and x.dtype == torch.float32:
                 attributes = (name, given, 0.0, *rest)
-                torch.ops.actreg.backward.default(x, one, x, None, *attributes, True)
+                torch.ops.actreg.backward.default(x, one, x, None, *attributes, x_is_output=True)
 
 
 def kernels() -> str:

@@ -12,6 +12,7 @@ from .results import Call
 
 UNITS = ((1e-6, 1e-9, "ns"), (1e-3, 1e-6, "us"), (1.0, 1e-3, "ms"), (float("inf"), 1.0, "s"))
 NETWORKS = {"step": "feed-forward block", "deep": "8-layer perceptron"}
+PENALTIES = {"both": "L1 + L2", "l1": "L1", "l2": "L2", "none": "no penalty"}
 ORDERS = {"activation": cases.EVERY, "dtype": cases.DTYPES, "penalty": tuple(cases.PENALTIES)}
 
 
@@ -120,7 +121,8 @@ def steps(calls: Sequence[Call]) -> str:
     lines = []
     for case, _, _, rows in calls:
         ours, eager, compiled = (rows.get(name, {}) for name in ("act_reg", "eager", "compile"))
-        name = f"{NETWORKS[case['place']]}, {case['activation']}"
+        penalty = PENALTIES[case["penalty"]]
+        name = f"{NETWORKS[case['place']]}, {case['activation']}, {penalty}"
         multiples = [per(row, "plain") for row in (ours, eager, compiled)]
         kept = " instead of ".join(f"{row['saved'] / 1e6:.1f} MB" for row in (ours, eager))
         lines.append([name, case["dtype"], *multiples, faster(eager), faster(compiled), kept])

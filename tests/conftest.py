@@ -14,20 +14,28 @@ from tests import pairs, table
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--all", action="store_true", help="run every combination of the tests marked 'pairs'"
+        "--all",
+        action="store_true",
+        help="run every combination of the tests marked 'pairs', and the tests marked 'rare'",
     )
 
 
 @pytest.hookimpl(trylast=True)  # after -k and -m have chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Unless --all is given, run only a part of the combinations of each test marked 'pairs'."""
+    """Unless --all is given, run a part of the combinations of each test marked 'pairs'.
+
+    Then the tests marked 'rare' do not run either, unless the command names one.
+    """
     if config.getoption("all"):
         return
     products = defaultdict[object, list[pytest.Function]](list)
-    for item in items:
-        if isinstance(item, pytest.Function) and item.get_closest_marker("pairs"):
-            products[item.function].append(item)
     left_out = set[pytest.Item]()
+    is_named = any("::" in argument for argument in config.args)
+    for item in items:
+        if item.get_closest_marker("rare") and not is_named:
+            left_out.add(item)
+        elif isinstance(item, pytest.Function) and item.get_closest_marker("pairs"):
+            products[item.function].append(item)
     for product in products.values():
         chosen = pairs.covering([tuple(map(id, item.callspec.params.values())) for item in product])
         left_out.update(

@@ -103,6 +103,11 @@ const Row<R> kRows[] = {
        return gated<R>(x, gate, bend == 0 ? 0 : bend * root * (1 + 3 * cubic * x * x));
      }},
     {"silu", [](R x, Parameters) { return gated<R>(x, sigmoid(x), sigmoid(x) * sigmoid(-x)); }},
+    {"swish",
+     [](R x, Parameters p) {
+       const R z = p[0] * x;
+       return gated<R>(x, sigmoid(z), p[0] * sigmoid(z) * sigmoid(-z));
+     }},
     {"mish",
      [](R x, Parameters) {
        const R gate = tanh(softplus(x));

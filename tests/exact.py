@@ -30,6 +30,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "gelu": lambda x: x * mpmath.erfc(-x / mpmath.sqrt(2)) / 2,
     "gelu_tanh": lambda x: x * _sigmoid(mpmath.sqrt(8 / mpmath.pi) * (x + 0.044715 * x**3)),
     "silu": lambda x: x * _sigmoid(x),
+    "swish": lambda x, beta: x * _sigmoid(beta * x),
     "mish": lambda x: x * mpmath.tanh(mpmath.log1p(mpmath.exp(x))),
     "sigmoid": lambda x: _sigmoid(x),
     "logsigmoid": lambda x: -mpmath.log1p(mpmath.exp(-x)),

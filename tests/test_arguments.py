@@ -46,10 +46,13 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"reduction": "tokens"}, ValueError, ["reduction", "'tokens'", "did you mean 'token'"]),
     ({"reduction": []}, TypeError, ["reduction", "[]", "sum, mean, batch, token"]),
     ({"reduction": "avg"}, ValueError, ["reduction", "'avg'", "did you mean 'mean'"]),
+    ({"keep": "output"}, ValueError, ["keep", "'output'", "auto, input"]),
+    ({"keep": "Input"}, ValueError, ["keep", "'Input'", "did you mean 'input'"]),
+    ({"keep": None}, TypeError, ["keep", "None", "auto, input"]),
     ({"dropout": 0.1}, TypeError, ["dropout=0.1", "did you mean 'p'"]),
     ({"activation": "rellu"}, ValueError, ["activation", "'rellu'", "did you mean 'relu'", "silu"]),
     ({"activation": "ReLU"}, ValueError, ["activation", "'ReLU'", "did you mean 'relu'"]),
-    ({"activation": "swish"}, ValueError, ["activation", "'swish'", "did you mean 'silu'"]),
+    ({"activation": "swich"}, ValueError, ["activation", "'swich'", "did you mean 'swish'"]),
     ({"activation": nn.ReLU}, TypeError, ["activation", "ReLU", "an instance: ReLU("]),
     ({"activation": torch.relu}, TypeError, ["activation", "did you mean 'relu'"]),
     ({"activation": None}, TypeError, ["activation", "None", "relu"]),
@@ -166,10 +169,10 @@ def test_dropout_mask(
 
 
 def test_a_module_names_its_own_options() -> None:
-    accepted = "ActReg takes activation, l1, l2, p, penalty_on, reduction"
+    accepted = "ActReg takes activation, l1, l2, p, penalty_on, reduction, keep, inject, inplace"
     assert_refused(lambda: ActReg(seed=1), TypeError, ["seed=1", accepted])
     assert_refused(lambda: ActReg(training=False), TypeError, ["training=False", accepted])
-    assert_refused(lambda: act_reg(X, sed=1), TypeError, ["seed (did you mean 'seed'?)"])
+    assert_refused(lambda: act_reg(X, sed=1), TypeError, ["keep (did you mean 'seed'?)"])
     assert_refused(lambda: act_reg(X, generator=None), TypeError, ["did you mean 'seed'"])
 
 

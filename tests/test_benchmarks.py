@@ -282,7 +282,7 @@ def test_quick_is_these_cases() -> None:
     assert {item.case.dtype for item in plan} == set(cases.DTYPES)
     assert {item.case.penalty for item in plan} == set(cases.PENALTIES)
     assert {d for item in plan for d in item.directions} == set(cases.DIRECTIONS)
-    assert len(plan) == len({item.case for item in plan}) == 39
+    assert len(plan) == len({item.case for item in plan}) == 40
     assert sum(len(item.directions) for item in plan if "compile" in item.providers) == 17
 
 

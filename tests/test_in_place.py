@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, jvp, vjp, vmap
 from torch.testing import assert_close
 
+from actreg_ext import collect_penalty
 from actreg_ext.functional import ActRegOutput, act_reg, act_reg_
+from actreg_ext.nn import ActReg
 from tests import table
 
 pytestmark = pytest.mark.usefixtures("default_device")
@@ -120,11 +124,69 @@ def test_an_input_that_backward_needs_is_not_overwritten(options: dict[str, Any]
     ):
         act_reg_(h, **{"activation": "gelu", **options})
     assert torch.equal(h, before) and torch.equal(torch.get_rng_state(), state)
-    with pytest.raises(RuntimeError, match="'gelu' in Float with these penalties needs the input"):
-        torch.ops.actreg.forward_(h, None, "gelu", [], 0.0, False, [0.0, 0.0], "sum", [], False)
     with torch.no_grad():
         act_reg_(h, **{"activation": "gelu", **options})
     assert not torch.equal(h, before)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_the_operator_copies_an_input_that_backward_needs(hooked: bool) -> None:
+    """As torch's silu_ does; ActReg(inplace=True) relies on this."""
+    x = torch.randn(8, requires_grad=True)
+    for order in (1, 2):
+        h = linear(x)
+        same = saved_tensors_hooks(lambda t: t, lambda t: t)
+        with same if hooked else contextlib.nullcontext():
+            torch.ops.actreg.forward_(h, None, "gelu", [], 0.0, False, [0.0, 0.0], "sum", [])
+        expected = F.gelu(linear(x))
+        torch.testing.assert_close(h, expected)
+        for _ in range(order):
+            h, expected = (
+                torch.autograd.grad(y.square().sum(), x, create_graph=True)[0]
+                for y in (h, expected)
+            )
+        torch.testing.assert_close(h, expected)
+
+
+class TestModule:
+    """ActReg(inplace=True) overwrites its input, as nn.ReLU(inplace=True) does."""
+
+    @pytest.mark.parametrize("p", [0.0, 0.5])
+    @pytest.mark.parametrize("name", ["relu", "silu", "hardtanh", "sigmoid", "identity"])
+    def test_overwrites(self, name: str, p: float) -> None:
+        layer = ActReg(name, l1=0.5, p=p, inplace=True)
+        x = torch.randn(100, requires_grad=True)
+        h = linear(x)
+        torch.manual_seed(1)
+        y = layer(h)
+        assert y is h
+        torch.manual_seed(1)
+        expected = act_reg(linear(x), name, l1=0.5, p=p)
+        torch.testing.assert_close(y, expected.output)
+        ours = torch.autograd.grad(y.sum() + collect_penalty(layer), x)
+        theirs = torch.autograd.grad(expected.output.sum() + expected.penalty, x)
+        torch.testing.assert_close(ours, theirs)
+        with torch.no_grad():
+            h = linear(x)
+            layer.eval()(h)  # the caller discards the result
+            torch.testing.assert_close(h, act_reg(linear(x), name, training=False).output)
+
+    def test_a_leaf_is_refused(self) -> None:
+        with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
+            ActReg("silu", inplace=True)(torch.randn(3, requires_grad=True))
+
+    @pytest.mark.parametrize("name", ["leaky_relu", "softplus", "hardtanh", "softshrink"])
+    @pytest.mark.parametrize("inplace", [False, True])
+    def test_what_keep_means(self, name: str, inplace: bool) -> None:
+        x = torch.randn(100, requires_grad=True)
+        for keep, l1 in (("auto", 0.0), ("input", 0.5)):
+            y = ActReg(name, l1=l1, keep=keep, inplace=inplace)(linear(x))
+            y += 1
+            y.sum().backward()
+        y = ActReg(name, l1=0.5, inplace=inplace)(linear(x))
+        y += 1
+        with pytest.raises(RuntimeError, match=rf'ActReg\("{name}"\).*keep="input"'):
+            y.sum().backward()
 
 
 @pytest.mark.parametrize("name", ["tanh", "logsigmoid", "hardtanh"])

@@ -13,16 +13,20 @@ from torch.testing import assert_close
 
 from actreg_ext import _C, ops, reference
 from actreg_ext.functional import act_reg
-from actreg_ext.nn import ActReg
+from actreg_ext.nn import ActReg, collect_penalty
 from tests import table
 
 pytestmark = pytest.mark.usefixtures("default_device")
 
 NONE, L1, L2, BOTH = {}, {"l1": 0.5}, {"l2": 0.25}, {"l1": 0.5, "l2": 0.25}
 DROPS = {"p": 0.3}
+KEEP_INPUT = {"keep": "input"}
 OF_Y = {"p": 0.3, "penalty_on": "output"}
 POSITIVE = {"min_val": 0.5, "max_val": 2.0}
 WIDE = "output (half: input)"
+# With a penalty they keep the output, while PyTorch's own activations keep the input or nothing.
+OURS = ("identity", "relu6", "leaky_relu", "hardtanh", "hardshrink", "softshrink", "logsigmoid")
+OURS += ("softplus",)
 # (what act_reg keeps, as in the repr; activation; other arguments)
 KEPT: list[tuple[str, str, dict[str, Any]]] = [
     *[("bits", "relu", {**penalty, **p}) for penalty in (NONE, L1) for p in (NONE, DROPS, OF_Y)],
@@ -48,17 +52,16 @@ KEPT: list[tuple[str, str, dict[str, Any]]] = [
     ("output", "identity", {**L1, **OF_Y}),
     *[("input", name, {**L2, **DROPS}) for name in ("identity", "relu", "relu6", "hardshrink")],
     *[("input", name, {**L2, **OF_Y}) for name in ("relu6", "hardshrink")],
+    *[(WIDE, name, penalty) for name in ("sigmoid", "tanh") for penalty in (NONE, BOTH)],
+    (WIDE, "logsigmoid", {**BOTH}),
     *[
-        (WIDE, name, penalty)
-        for name in ("sigmoid", "logsigmoid", "tanh")
-        for penalty in (NONE, BOTH)
-    ],
-    *[
-        (WIDE, "softplus", {"threshold": 40.0, **beta, **penalty})
+        (WIDE, "softplus", {"threshold": 40.0, **beta, **BOTH})
         for beta in (NONE, {"beta": 2.5}, {"beta": 0.3})
-        for penalty in (NONE, BOTH)
     ],
-    ("output (float64: input, half: input)", "softplus", NONE),
+    ("output (float64: input, half: input)", "softplus", {**BOTH}),
+    # PyTorch's own logsigmoid and softplus keep the input.
+    *[("input", "softplus", {**high}) for high in (NONE, {"threshold": 40.0})],
+    ("input", "logsigmoid", NONE),
     *[(WIDE, name, {**BOTH}) for name in ("leaky_relu", "hardtanh", "softshrink")],
     (WIDE, "hardtanh", {**POSITIVE, **L2}),
     (WIDE, "leaky_relu", {"negative_slope": 0.0, **L2, **OF_Y}),
@@ -70,6 +73,24 @@ KEPT: list[tuple[str, str, dict[str, Any]]] = [
     ("input", "softplus", {"threshold": 40.0, "beta": -1.0}),
     ("input", "threshold", {"threshold": -0.5, "value": 0.0, **L1}),
     *[("input", name, NONE) for name in ("gelu", "elu", "softsign", "relu_squared", "hardswish")],
+    *[("input", "swish", {**beta}) for beta in (NONE, {"beta": 1.702})],
+    # keep="input" changes an output to the input, but not where PyTorch's own activation keeps the
+    # output, and never bits or nothing.
+    *[("bits", "relu", {**penalty, **KEEP_INPUT}) for penalty in (NONE, L1, {**L1, **DROPS})],
+    *[
+        ("bits", name, {**p, **KEEP_INPUT})
+        for name in ("leaky_relu", "hardtanh")
+        for p in (NONE, DROPS)
+    ],
+    ("nothing", "identity", KEEP_INPUT),
+    *[("output", "relu", {**penalty, **KEEP_INPUT}) for penalty in (L2, BOTH)],
+    *[
+        (WIDE, name, {**penalty, **KEEP_INPUT})
+        for name in ("sigmoid", "tanh")
+        for penalty in (NONE, BOTH)
+    ],
+    *[("input", name, {**penalty, **KEEP_INPUT}) for name in OURS for penalty in (L2, BOTH)],
+    *[("input", name, {**L2, **OF_Y, **KEEP_INPUT}) for name in ("identity", "relu")],
 ]
 # Activations whose slope from the output differs in rounding from the slope from the input.
 INEXACT = ("sigmoid", "logsigmoid", "tanh", "softplus")
@@ -250,6 +271,52 @@ def test_hooks_may_return_other_strides(name: str) -> None:
     assert torch.equal(*gradients)
 
 
+def modified(name: str, *, of_module: bool = False, **options: Any) -> Tensor:
+    """The gradient of the output and the penalty, if `out += 1` follows the call."""
+    leaf = torch.linspace(-2, 2, 64, requires_grad=True)
+    x = leaf * 1
+    if of_module:
+        module = ActReg(name, **options)
+        y, penalty = module(x), collect_penalty(module)
+    else:
+        y, penalty = act_reg(x, name, **options)
+    (y.add_(1).sum() + penalty).backward()
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+@pytest.mark.parametrize("of_module", [False, True], ids=["act_reg", "ActReg"])
+@pytest.mark.parametrize("name", OURS)
+def test_a_modified_output_with_the_input_kept(name: str, of_module: bool) -> None:
+    """What PyTorch's own activation allows is allowed without a penalty, and with keep="input"."""
+    leaf = torch.linspace(-2, 2, 64, requires_grad=True)
+    options: dict[str, Any]
+    for options in (NONE, {**BOTH, "keep": "input"}):
+        dx = modified(name, of_module=of_module, **options)
+        expected = sum(result.sum() for result in reference.act_reg(leaf, name, **options))
+        assert_close(dx, *torch.autograd.grad(expected, leaf))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        modified(name, of_module=of_module, **BOTH)
+
+
+@pytest.mark.parametrize("keep", ["auto", "input"])
+@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh"])
+def test_where_torch_keeps_the_output_so_do_we(name: str, keep: str) -> None:
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        getattr(torch, name)(torch.randn(64, requires_grad=True)).add_(1).sum().backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        modified(name, keep=keep, **BOTH)
+
+
+def test_keep_is_an_attribute_of_the_module() -> None:
+    layer = ActReg("softplus", **BOTH)
+    assert layer.keep == "auto" and "keep=" not in repr(layer)
+    layer.keep = "input"
+    assert repr(layer).endswith(", keep=input, keeps=input)")
+    x = torch.randn(8, requires_grad=True)
+    assert [t.data_ptr() for t in packed(lambda: layer(x))] == [x.data_ptr()]
+
+
 def test_modification_of_a_kept_output_is_noticed() -> None:
     x = torch.randn(64, requires_grad=True)
     y, penalty = act_reg(x, "relu", l2=0.5)
@@ -318,17 +385,17 @@ def test_the_output_is_enough_only_where_it_is() -> None:
     x = torch.randn(8)
     call = partial(ops.backward, x, None, x, None)
     accepted = ("tanh", [], 0.0, False, [0.0, 0.0], "sum", [])
-    assert_close(call(*accepted, True), x * (1 - x * x))
+    assert_close(call(*accepted, x_is_output=True), x * (1 - x * x))
     for refused in (
         ("gelu", [], 0.0, False, [0.5, 0.5], "sum", []),
         ("leaky_relu", [-0.5], 0.0, False, [0.5, 0.5], "sum", []),
         ("tanh", [], 0.5, True, [0.5, 0.5], "sum", []),
     ):
         with pytest.raises(ValueError, match=f"output is not enough .* '{refused[0]}' in Float"):
-            call(*refused, True)
+            call(*refused, x_is_output=True)
     half = x.half()
     with pytest.raises(ValueError, match="output is not enough .* 'tanh' in Half"):
-        ops.backward(half, None, half, None, *accepted, True)
+        ops.backward(half, None, half, None, *accepted, x_is_output=True)
 
 
 def backward_bits(**changed: Any) -> Tensor:

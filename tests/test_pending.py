@@ -24,7 +24,6 @@ from torch.utils.checkpoint import checkpoint
 
 from actreg_ext import collect_penalty, discard_penalty
 from actreg_ext.nn import ActReg
-from actreg_ext.pending import links
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled_yet", "default_device")
 
@@ -108,7 +107,7 @@ class TestSkippedSteps:
         assert collect_penalty(model) == 0
         y = model(torch.randn(1, 3)), kept
         discard_penalty(model[1])
-        assert model[1]._pending.newest is None and model[3]._pending.newest is not None
+        assert not model[1]._pending.eager and model[3]._pending.eager
         del y
         with pytest.raises(TypeError, match=r"nn\.Module"):
             discard_penalty(3)  # type: ignore[arg-type]
@@ -161,8 +160,8 @@ class TestForgottenSteps:
             y = layer(hidden)
             if step % 2:
                 y.sum().backward()
-        assert sum(hidden() is not None for hidden in seen) <= 2
-        assert len(list(links(layer._pending.newest))) < 100
+        assert sum(hidden() is not None for hidden in seen) <= 16
+        assert len(layer._pending.eager) <= 16
 
     @pytest.mark.parametrize("collects", [True, False])
     def test_a_checkpoint_around_a_compiled_block(self, collects: bool) -> None:

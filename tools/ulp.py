@@ -118,8 +118,11 @@ def results(
         y = reference.ACTIVATIONS[name][0](x, *parameters)
         return y.detach(), torch.autograd.grad(y, x, dy)[0]
     y = act_reg(x, **variant).output
-    attributes = (name, parameters, 0.0, False, (0.0, 0.0), "sum", ())
-    return y, ops.backward(dy, None, y if of_output else x, None, *attributes, of_output)
+    # With l2 the backward accepts the output; without a gradient of the penalty l2 changes nothing.
+    coefficients = (0.0, 1.0 if of_output else 0.0)
+    attributes = (name, parameters, 0.0, False, coefficients, "sum", ())
+    x = y if of_output else x
+    return y, ops.backward(dy, None, x, None, *attributes, x_is_output=of_output)
 
 
 def measure(
@@ -201,9 +204,17 @@ def measure_other(variant: dict[str, Any], is_eager: bool, dtype: torch.dtype) -
     return measure(variant, x, results(variant, is_eager, x))
 
 
+def kept(variant: dict[str, Any], l2: float = 0.0) -> str:
+    """What the call keeps for the backward, in float32 and without dropout."""
+    return _C.kept(torch.float32, *parameters_of(variant), 0.0, False, 0.0, l2)
+
+
 def output_tells(variant: dict[str, Any]) -> bool:
-    """Whether backward computes from y, not from x, without penalties and dropout."""
-    return _C.kept(torch.float32, *parameters_of(variant), 0.0, False, 0.0, 0.0) == "output"
+    """Whether the backward may compute the slope from y, by another formula than from x.
+
+    An activation that keeps bits or nothing without a penalty has the same slopes from y.
+    """
+    return kept(variant) in ("input", "output") and kept(variant, l2=1.0) == "output"
 
 
 def number(worst: float) -> str:
@@ -252,10 +263,12 @@ def main() -> None:
     best, *others = sets[sets.index(_C.cpu_capability()) :]
     ours = {best: run(only, best, False, stride)}
     ours |= {other: run(only, other, False, STRIDE * stride) for other in others}
+    of_output = run(only, best, False, stride, of_output=True)
     text = rendered(
         TEMPLATE,
         ours=ours,
-        of_output=run(only, best, False, stride, of_output=True),
+        of_output=of_output,
+        always=[row.name for row in of_output if kept({"activation": row.name}) == "output"],
         eager_of_output=run(only, best, True, STRIDE * stride, of_output=True),
         eager=run(only, best, True, STRIDE * stride),
         best=best,

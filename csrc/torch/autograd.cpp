@@ -33,9 +33,9 @@ Results run_below(c10::DispatchKeySet keys, const Tensor& x, const OptionalTenso
 }
 
 // Makes a node the history of y and of the penalty: the node that keeps the least memory. y may be
-// x itself, overwritten.
-void set_history(const Tensor& x, Results& results, const Attributes& a, const Problem& problem,
-                 const State& state) {
+// x itself, overwritten; `input` has the values that x had before.
+void set_history(const Tensor& x, const Tensor& input, Results& results, const Attributes& a,
+                 const Problem& problem, const State& state) {
   auto edges = torch::autograd::collect_next_edges(x);
   const auto hang = [&](const auto& node) {
     if (results.y.is_same(x)) {
@@ -55,7 +55,7 @@ void set_history(const Tensor& x, Results& results, const Attributes& a, const P
     hang(node);
     node->keep_output(results.y, problem.penalty.s);
   } else {
-    hang(make_node<ActRegBackward>(std::move(edges), a, x, results.rng_state));
+    hang(make_node<ActRegBackward>(std::move(edges), a, input, results.rng_state));
   }
 }
 
@@ -77,7 +77,7 @@ Results forward_autograd(c10::DispatchKeySet keys, const Tensor& x, const Option
     results.penalty._set_fw_grad(penalty_direction(dx, at, drawn, a, false), 0, false);
   }
   // Comes last: a node may keep y, and has to keep it with its tangent.
-  if (requires_grad) set_history(x, results, a, problem, state);
+  if (requires_grad) set_history(x, x, results, a, problem, state);
   return results;
 }
 
@@ -93,18 +93,17 @@ std::tuple<Tensor, Tensor> forward_in_place_autograd(c10::DispatchKeySet keys, c
   if (requires_grad) {
     state = state_of(problem);
     problem.marked = state.marked;
-    TORCH_CHECK(state.kept != Kept::kInput, "actreg::forward_: the gradient of '", a.activation,
-                "' in ", x.scalar_type(),
-                " with these penalties needs the input, which would be overwritten");
     TORCH_CHECK(!x.is_view(), "actreg::forward_: x is a view, and requires a gradient");
   }
+  // torch's own in-place activations copy an input that backward needs, too.
+  const Tensor input = requires_grad && state.kept == Kept::kInput ? x.clone() : x;
   if (requires_grad && at::SavedTensorDefaultHooks::get_hooks()) {
     // A hook may raise. So the node keeps everything before x is written.
     Tensor y, penalty, bits;
     if (with_bits) {
-      std::tie(y, penalty, bits) = ForwardBits::call(x, rng_state, a);
+      std::tie(y, penalty, bits) = ForwardBits::call(input, rng_state, a);
     } else {
-      std::tie(y, penalty) = Forward::call(x, rng_state, a);
+      std::tie(y, penalty) = Forward::call(input, rng_state, a);
       bits = at::empty({0}, x.options().dtype(at::kByte));
     }
     x.copy_(y);
@@ -117,7 +116,7 @@ std::tuple<Tensor, Tensor> forward_in_place_autograd(c10::DispatchKeySet keys, c
     std::tie(results.penalty, results.bits) = ForwardInPlace::redispatch(
         keys & c10::after_autograd_keyset, x, rng_state, a, with_bits || state.kept == Kept::kBits);
   }
-  if (requires_grad) set_history(x, results, a, problem, state);
+  if (requires_grad) set_history(x, input, results, a, problem, state);
   return {std::move(results.penalty), std::move(results.bits)};
 }
 

@@ -13,6 +13,13 @@ ForwardNode* node_of(const Tensor& tensor) {
   return dynamic_cast<ForwardNode*>(tensor.grad_fn().get());
 }
 
+// Whether the node that made the penalty also made the output of the forward.
+bool has_shared_node(const Tensor& penalty) {
+  const auto& node = penalty.grad_fn();
+  // All results of a program that torch.compile made have one node, of this name.
+  return node_of(penalty) || (node && node->name() == "CompiledFunctionBackward");
+}
+
 }  // namespace
 
 bool inject(const Tensor& y, const Tensor& scale, double divisor) {
@@ -35,10 +42,12 @@ std::optional<Tensor> LoosePenalty::get() const {
 }
 
 std::optional<LoosePenalty> loosen(const Tensor& penalty) {
-  // All results of a program that torch.compile made have one node, of this name.
-  const auto& node = penalty.grad_fn();
-  const bool is_shared = node_of(penalty) || (node && node->name() == "CompiledFunctionBackward");
-  return is_shared ? std::optional<LoosePenalty>(penalty) : std::nullopt;
+  return has_shared_node(penalty) ? std::optional<LoosePenalty>(penalty) : std::nullopt;
+}
+
+std::optional<bool> is_in_use(const Tensor& penalty) {
+  if (!has_shared_node(penalty)) return std::nullopt;
+  return penalty.grad_fn().use_count() > 1;
 }
 
 std::optional<bool> is_freed(const Tensor& penalty) {

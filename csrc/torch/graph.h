@@ -27,6 +27,9 @@ class LoosePenalty {
 };
 // Absent if the penalty's node may have made the penalty alone: then nothing else keeps the graph.
 std::optional<LoosePenalty> loosen(const Tensor& penalty);
+// Whether anything but the penalty holds the graph of the forward that made the penalty. Absent if
+// the penalty's node may have made the penalty alone.
+std::optional<bool> is_in_use(const Tensor& penalty);
 // Whether a backward has freed the graph of the forward that made the penalty. Absent if the
 // penalty was not made by a forward operator of this library in eager mode.
 std::optional<bool> is_freed(const Tensor& penalty);
