@@ -476,6 +476,18 @@ def test_a_hook_at_any_module_of_a_pair_prevents_merging(place: int) -> None:
     assert kinds(model) == {"0.0": "relu", "1": "identity"}
 
 
+def test_an_inner_container_is_entered_only_if_the_activation_alone_reaches_it() -> None:
+    inner = nn.Sequential(nn.Dropout(0.5))
+    model = nn.Sequential(nn.ReLU(), inner, nn.Linear(4, 4), inner)
+    convert(model)
+    assert kinds(model) == {"0": "relu", "1.0": "identity"}
+    inner = nn.Sequential(nn.Dropout(0.5))
+    inner.register_forward_pre_hook(lambda module, args: None)
+    model = nn.Sequential(nn.ReLU(), inner)
+    convert(model)
+    assert kinds(model) == {"0": "relu", "1.0": "identity"}
+
+
 def test_flags_that_differ_prevent_merging() -> None:
     """A dropout that is on in eval mode, as for Monte Carlo dropout, stays on."""
     model = mlp(0.5).eval()
@@ -860,6 +872,7 @@ class Functional(nn.Module):
         self.bn = nn.BatchNorm1d(4)
 
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        x = x + (0 * torch.rand(()) if not isinstance(x, fx.Proxy) else 0)
         x = F.relu(self.bn(self.fc(x))) * scale
         x = torch.sigmoid(self.act(x)).tanh().relu_()
         return F.dropout(F.gelu(F.silu(F.silu(x))), 0.5, self.training)
@@ -1024,6 +1037,21 @@ def test_a_value_that_is_used_twice_is_not_merged() -> None:
     graph = fx.symbolic_trace(Net())
     convert(graph)
     assert kinds(graph) == {"relu": "relu", "dropout": "identity"}
+
+
+def test_a_dropout_that_is_called_twice_in_a_graph_is_not_merged() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.drop = nn.Linear(4, 4), nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.drop(self.fc(self.drop(F.relu(x))))
+            return y
+
+    graph = fx.symbolic_trace(Net())
+    convert(graph)
+    assert kinds(graph) == {"relu": "relu", "drop": "identity"}
 
 
 def test_names_that_are_taken() -> None:
