@@ -18,7 +18,8 @@ from torch.utils import cpp_extension
 
 # About the CPU's kernels, about other builds, or about no kernels at all.
 OTHERS = "instruction_sets ulp cuda fake_cuda gpu_check doctor layers registry pairs".split()
-OTHERS += ["benchmarks", "benchmarks_gpu", "convert", "models", "release", "setup"]
+OTHERS += ["benchmarks", "benchmarks_gpu", "convert", "export", "models", "pages", "pending"]
+OTHERS += ["records", "release", "setup"]
 
 
 def build() -> None:
