@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .hints import Hint
 
 
-@dataclass
-class Change:
+class Change(NamedTuple):
     """One line of a report: a module's name, what it was, and what it is or why it stays."""
 
     name: str
@@ -21,8 +21,8 @@ class ConversionReport:
     """What `convert` did: `print(report)` is a table.
 
     Attributes:
-        replaced: the modules that were replaced.
-        skipped: the activations and dropouts that stay, and why.
+        replaced: the modules that were replaced: (name, was, now) of each.
+        skipped: the activations and dropouts that stay: (name, was, why).
         hints: calls of activation functions that `convert` cannot replace, found by running the
             example: (name of the calling module, function, number of calls).
 
