@@ -213,8 +213,8 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Prepared>(m, "Prepared")
       .def("__call__", wrap_pybind_function(&Prepared::operator()), py::arg("x"));
   using OfPython = FromPython<std::unique_ptr<Prepared>, py::type>;
-  define("prepare", wrap_pybind_function(OfPython::call<prepare>),
-         std::make_tuple(py::arg("type")), attributes, reduction, keep_input);
+  define("prepare", wrap_pybind_function(OfPython::call<prepare>), std::make_tuple(py::arg("type")),
+         attributes, reduction, keep_input);
   define("kept", wrap_pybind_function(OfType::call_without_reduction<kept>),
          std::make_tuple(py::arg("dtype")), attributes, keep_input);
   m.def("inject", wrap_pybind_function(inject), py::arg("y"), py::arg("scale"), py::arg("divisor"));
