@@ -202,9 +202,9 @@ def record_penalties(*, sums: bool = False) -> Any:
         (loss + record.total()).backward()
 
     A call in training mode with gradients enabled is recorded with its gradient; a call in eval
-    mode or under `torch.no_grad()` with its value alone. The record owns its calls:
-    `collect_penalty` can take them inside the block, but no longer after it. A block that ends with
-    an exception forgets its calls.
+    mode, under `torch.no_grad()` or of a module with inject=True with its value alone. The record
+    owns its calls: `collect_penalty` can take them inside the block, but no longer after it. A
+    block that ends with an exception forgets its calls.
 
     Blocks may be nested: each block records all calls inside it. A block records the calls of its
     own thread; calls of compiled models also if another thread made them meanwhile. A compiled
