@@ -12,6 +12,12 @@ from torch.compiler import is_compiling
 from .pending import PenaltyModule, Pending, collected, take
 from .records import stack, sum_of, sweep
 
+_LOOSE = (
+    "collect_penalty: in code that torch.compile traces, only the last few eager forwards of a "
+    "module can be collected; call discard_penalty(model) before the compiled code, or "
+    "collect_penalty outside of it"
+)
+
 
 def collect_penalty(model: nn.Module) -> Tensor:
     """Return the sum of the penalties of `model` in this training step, and clear them.
@@ -67,7 +73,8 @@ def collect_penalty(model: nn.Module) -> Tensor:
         if stack.records:
             sweep()
         forwards, any_compiled = take([module._pending for module in modules])
-        penalties = [collected(forward) for forward in forwards]
+        penalties = collected(forwards)
+        del forwards  # would keep graphs
     if not penalties:
         parameter = next(model.parameters(), None)
         return torch.zeros((), device="cpu" if parameter is None else parameter.device)
@@ -120,7 +127,7 @@ def modules_of(model: nn.Module) -> list[PenaltyModule]:
         seen.add(module)
         if isinstance(module, PenaltyModule):
             found.append(module)
-        elif module._modules:
+        if module._modules:
             todo.extend(reversed(module._modules.values()))
     return found
 
@@ -130,7 +137,10 @@ def _take_compiled(modules: list[PenaltyModule]) -> list[Tensor]:
     penalties = []
     for module in modules:
         pending = module._pending
-        penalties += [made.penalty for made in pending.eager if made.penalty is not None]
+        for made in pending.eager:
+            if made.penalty is None:  # torch.compile cannot trace the class LoosePenalty
+                raise RuntimeError(_LOOSE)
+            penalties.append(made.penalty)
         pending.eager = []
         forward, pending.compiled = pending.compiled, None
         while forward is not None:

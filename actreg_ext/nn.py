@@ -275,11 +275,13 @@ class ActReg(PenaltyModule):
                 if not is_repeated_by_checkpoint():
                     raise RuntimeError(_LOST)
                 return  # activation checkpointing repeats a forward that was already counted
-            forward = self._pending.add(penalty)
-        elif watch.is_on and stack.records:
+            forward = self._pending.add(penalty, is_recorded=bool(stack.records))
+        elif stack.records and _graph_task() == -1:  # checkpointing repeats forwards in a backward
             penalty = penalty if trains else penalty.detach()
-            forward = Forward(penalty, World.current(), 0)
-        if watch.is_on and stack.records:
+            forward = Forward(penalty, World.current(), 0, is_recorded=True)
+        else:
+            return
+        if stack.records:
             forward.sums = sums
             recorded(self, forward)
 

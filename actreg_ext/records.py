@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from .pending import ESCAPED, CompiledForward, Forward, PenaltyModule, collected, links
+from .pending import ESCAPED, CompiledForward, Forward, PenaltyModule, links, penalty_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -171,7 +171,7 @@ class PenaltyRecord:
     def _penalty(forward: Forward) -> Tensor:
         if forward.world is not None and not forward.world.is_running():
             raise RuntimeError(ESCAPED)
-        return collected(forward)
+        return penalty_of(forward)
 
 
 def sum_of(tensors: list[Tensor]) -> Tensor:
@@ -186,7 +186,6 @@ def sum_of(tensors: list[Tensor]) -> Tensor:
 
 def recorded(module: PenaltyModule, forward: Forward) -> None:
     """Tell the records of this thread about a forward in eager mode."""
-    forward.is_recorded = True
     for record in stack.records:
         record._calls.append((module, forward, forward))
 
