@@ -30,6 +30,14 @@ _NESTED = (
     "torch.func, would add the gradient of the penalty more than once. Use inject=False and "
     "collect_penalty."
 )
+_BATCHED = (
+    "ActReg(inject=True): a backward of several gradients at once (is_grads_batched=True, jacrev) "
+    "would add the gradient of the penalty to each. Use inject=False and collect_penalty."
+)
+_COMPILED = (
+    "ActReg(inject=True): torch.compile cannot trace it inside a transform of torch.func. Use "
+    "inject=False and collect_penalty, or do not compile the function with fullgraph=True."
+)
 _FORWARD_MODE = (
     "ActReg(inject=True): forward-mode AD runs no backward, so the derivative of the penalty would "
     "be lost. Use inject=False and collect_penalty."
@@ -78,20 +86,27 @@ def inject_penalty(
         made_together: the node of the output has made the penalty too.
     """
     if is_compiling():
-        injection.value = penalty.detach()
+        if _functorch.get_dynamic_layer_stack_depth() > 0:  # torch.compile can trace this one
+            raise RuntimeError(_COMPILED)
+        if not torch.compiler._is_exporting_flag:
+            injection.value = penalty.detach()
         if not (torch.is_grad_enabled() and penalty.requires_grad):
             return output
-        levels = 0
+        gradients = 0
     else:
         world = World.current()
+        levels = _levels()
+        _refuse_forward_mode(penalty, levels)
+        gradients = levels.count(_Kind.Grad)
+        in_transform = world is not None and world.mark is not None
         if world is None:
             injection.value = penalty.detach()
-        levels = _gradient_levels(penalty)
-        if not (torch.is_grad_enabled() and penalty.requires_grad):
+        # Inside vmap a tensor does not show that a level outside of it requires a gradient.
+        if not (torch.is_grad_enabled() and (penalty.requires_grad or in_transform)):
             return output
-        if levels > 1:
+        if gradients > 1:
             raise RuntimeError(_NESTED)
-        if made_together and (world is None or world.mark is None):
+        if made_together and not in_transform:
             if world is None:
                 scale, divisor = injection.scale_to_keep(penalty), float(injection.accumulation)
             else:
@@ -99,26 +114,24 @@ def inject_penalty(
             if _C.inject(output, scale, divisor):
                 return output
     factor = injection.factor(penalty)
-    injected: Tensor = _Inject.apply(output, penalty, factor, levels)  # type: ignore[no-untyped-call]
+    injected: Tensor = _Inject.apply(output, penalty, factor, gradients)  # type: ignore[no-untyped-call]
     return injected
 
 
-def _gradient_levels(penalty: Tensor | None = None) -> int:
-    """Return in how many gradients of torch.func the caller runs; refuse forward mode.
-
-    Args:
-        penalty: to be injected; None: do not ask for forward mode.
-    """
-    if penalty is not None and forward_ad._current_level >= 0:
-        dual = forward_ad.unpack_dual(penalty)  # type: ignore[no-untyped-call]
-        if dual.tangent is not None:
-            raise RuntimeError(_FORWARD_MODE)
+def _levels() -> list[Any]:
+    """Return the kinds of the transforms of torch.func in which the caller runs."""
     if _functorch.peek_interpreter_stack() is None:
-        return 0
-    kinds = [level.key() for level in _functorch.get_interpreter_stack() or ()]
-    if penalty is not None and _Kind.Jvp in kinds:
+        return []
+    return [level.key() for level in _functorch.get_interpreter_stack() or ()]
+
+
+def _refuse_forward_mode(penalty: Tensor, levels: list[Any]) -> None:
+    is_dual = _Kind.Jvp in levels
+    if forward_ad._current_level >= 0 and not is_dual:
+        dual = forward_ad.unpack_dual(penalty)  # type: ignore[no-untyped-call]
+        is_dual = dual.tangent is not None
+    if is_dual:
         raise RuntimeError(_FORWARD_MODE)
-    return kinds.count(_Kind.Grad)
 
 
 class _Inject(torch.autograd.Function):
@@ -127,15 +140,18 @@ class _Inject(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(y: Tensor, penalty: Tensor, factor: Tensor, levels: int) -> Tensor:
+    def forward(y: Tensor, penalty: Tensor, factor: Tensor, gradients: int) -> Tensor:
         return y.view_as(y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, penalty, factor, levels = inputs
+        _, penalty, factor, gradients = inputs
         ctx.save_for_backward(factor.to(penalty.dtype))
-        # Each level of torch.func has a node, but only the innermost may inject.
-        ctx.injects = is_compiling() or levels == _gradient_levels()
+        if not is_compiling():
+            levels = _levels()
+            # Each level of torch.func has a node, but only the innermost may inject.
+            ctx.injects = levels.count(_Kind.Grad) == gradients
+            ctx.batches = levels.count(_Kind.Vmap)
         ctx.has_injected = False
 
     @staticmethod
@@ -144,6 +160,8 @@ class _Inject(torch.autograd.Function):
         if not is_compiling():
             if not ctx.injects:
                 raise RuntimeError(_NESTED)
+            if _levels().count(_Kind.Vmap) > ctx.batches:
+                raise RuntimeError(_BATCHED)
             if _functorch.peek_interpreter_stack() is None:
                 if torch.is_grad_enabled():
                     raise RuntimeError(_AGAIN)

@@ -236,7 +236,7 @@ class ActReg(PenaltyModule):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return output, penalty and, if a record wants them, the sums."""
         x = input
-        if self.inplace and not is_compiling() and _is_grad_enabled() and input.requires_grad:
+        if self.inplace and _is_grad_enabled() and input.requires_grad:
             x = dispatch.copy_of(input)  # the backward may need what is overwritten
         options: dict[str, Any] = dict(penalty_on=self.penalty_on, keep=self.keep, **parameters)
         options |= dict(p=self.p, training=self.training)

@@ -363,7 +363,16 @@ def test_through_a_copy_the_mask_is_that_of_the_input(compiles: bool) -> None:
     assert_close(x, expected)
 
 
-@pytest.mark.parametrize("how", ["a mode", "a record"])
+def linear_and(module: ActReg) -> Any:
+    def run(x: Tensor) -> Tensor:
+        hidden = linear(x)
+        y = module(hidden)
+        return hidden if module.inplace else y
+
+    return run
+
+
+@pytest.mark.parametrize("how", ["a mode", "a record", "compiled"])
 def test_a_module_copies_an_input_that_backward_needs(how: str) -> None:
     """Also where act_reg runs out of place, and the module copies the output."""
     layer, plain = ActReg("gelu", l1=0.5, inplace=True), ActReg("gelu", l1=0.5)
@@ -371,9 +380,12 @@ def test_a_module_copies_an_input_that_backward_needs(how: str) -> None:
     for module in (layer, plain):
         x = torch.arange(-2.0, 3.0).requires_grad_()
         opened: Any = torch.device(x.device) if how == "a mode" else record_penalties(sums=True)
+        run = linear_and(module)
+        if how == "compiled":
+            run, opened = torch.compile(run, backend="aot_eager"), contextlib.nullcontext()
         with opened:
-            y = module(linear(x))
+            y = run(x)
             penalty = collect_penalty(module)
         (y.sum() + penalty).backward()
-        results.append((y, x.grad))
+        results.append((penalty, x.grad))
     assert_close(results[0], results[1])

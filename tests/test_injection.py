@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 from actreg_ext import (
@@ -361,6 +362,56 @@ class TestUses:
         ours = transform(lambda p, x: loss(injected, p, x))(parameters, x)
         expected = transform(lambda p, x: loss(explicit, p, x))(parameters, x)
         torch.testing.assert_close(ours, expected)
+
+
+def test_vmap_inside_a_gradient() -> None:
+    """Inside vmap a tensor does not show that the gradient outside of it needs the tensor."""
+    injected, explicit = both()
+    x = torch.randn(5, 3)
+    parameters = {name: p.detach() for name, p in injected.named_parameters()}
+
+    def loss(model: nn.Module, p: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(model, p, (x,)).sum() + collect_penalty(model)
+
+    ours = grad(lambda p: vmap(lambda t: loss(injected, p, t))(x).sum())(parameters)
+    expected = grad(lambda p: vmap(lambda t: loss(explicit, p, t))(x).sum())(parameters)
+    torch.testing.assert_close(ours, expected)
+    vmap(injected)(x).sum().backward()
+    everything = dict(explicit.named_parameters())
+    vmap(lambda t: loss(explicit, everything, t))(x).sum().backward()
+    torch.testing.assert_close(gradients(injected), gradients(explicit))
+
+
+def test_many_gradients_at_once_are_refused() -> None:
+    injected, _ = both()
+    parameters = dict(injected.named_parameters())
+    with pytest.raises(RuntimeError, match="several gradients.*collect_penalty"):
+        jacrev(lambda p: functional_call(injected, p, (torch.randn(5, 3),)).sum(1))(parameters)
+
+
+def test_a_compiled_transform() -> None:
+    """torch.compile leaves the function to eager mode, or says so."""
+    layer = ActReg(l1=1.0, reduction="sum", inject=True)
+
+    def step(x: Tensor) -> Any:
+        return grad(lambda t: layer(t).sum())(x)
+
+    x = torch.ones(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.compile(step, backend="aot_eager")(x).tolist() == [2, 2, 2]
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="inject=False and"):
+        torch.compile(step, backend="aot_eager", fullgraph=True)(x)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_export_in_training_mode_leaves_no_value(strict: bool) -> None:
+    model = network()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.export(model, (torch.randn(5, 3),), strict=strict)
+    assert penalty_values(model) == {}
 
 
 class TestScales:
