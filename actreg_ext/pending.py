@@ -367,9 +367,11 @@ def collected(forwards: list[Forward]) -> list[Tensor]:
     each = list(zip(forwards, penalties, freed, strict=True))
     waiting = [f.serial for f, p, is_freed in each if p.requires_grad and not is_freed]
     newest = max(waiting, default=-math.inf)
-    return [
-        _late(p) if is_freed else p for f, p, is_freed in each if not is_freed or f.serial > newest
-    ]
+
+    def is_over(forward: Forward) -> bool:
+        return forward.serial < newest or (bool(waiting) and forward.serial == math.inf)
+
+    return [_late(p) if is_freed else p for f, p, is_freed in each if not (is_freed and is_over(f))]
 
 
 def penalty_of(forward: Forward) -> Tensor:

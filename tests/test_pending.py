@@ -93,10 +93,16 @@ class TestSkippedSteps:
         assert collect_penalty(model) == 4
         assert collect_penalty(model) == 0
 
-    def test_a_branch_whose_backward_has_run(self) -> None:
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not")
+    @pytest.mark.parametrize("compiles", ["nothing", "first", "expert", "both"])
+    def test_a_branch_whose_backward_has_run(self, compiles: str) -> None:
         """The loss of the last step may still be in use, and keeps the nodes of its graph."""
         model = nn.ModuleList([ActReg(**L1), ActReg(**L1)])
         first, expert = model
+        if compiles in ("first", "both"):
+            first.compile(backend="aot_eager")
+        if compiles in ("expert", "both"):
+            expert.compile(backend="aot_eager")
         x = torch.ones(2, requires_grad=True)
         loss = expert(first(x)).sum()
         loss.backward()
