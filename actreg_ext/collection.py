@@ -12,6 +12,12 @@ from torch.compiler import is_compiling
 from .pending import PenaltyModule, Pending, collected, take
 from .records import stack, sum_of, sweep
 
+_LOOSE = (
+    "collect_penalty: in code that torch.compile traces, only the last few eager forwards of a "
+    "module can be collected; call discard_penalty(model) before the compiled code, or "
+    "collect_penalty outside of it"
+)
+
 
 def collect_penalty(model: nn.Module) -> Tensor:
     """Return the sum of the penalties of `model` in this training step, and clear them.
@@ -24,13 +30,20 @@ def collect_penalty(model: nn.Module) -> Tensor:
         loss.backward()
 
     Every forward of the step counts once. A module that stands at two places of the model runs
-    twice, so it contributes two penalties.
+    twice, so it contributes two penalties. But if nothing uses the output of the first of them (a
+    branch that was detached, for example), the first penalty is dropped like that of a skipped
+    batch. Use `record_penalties` there: a record keeps every call.
+
+    Threads: the call takes the forwards of all threads. If several threads train one model, each
+    with its own loss, use `record_penalties`, which keeps the calls of its own thread.
 
     A step that was skipped does not leak into the next one. The penalty of a forward is dropped
     once a backward has freed the graph of that forward, or once nothing uses the output any more
     and the model has run again. If the program keeps the outputs of a skipped batch
     (in a list, or in the traceback of an exception), call `discard_penalty(model)`, or run the step
-    inside a `record_penalties` block, which forgets its calls when it ends with an exception.
+    inside a `record_penalties` block, which forgets its calls when it ends with an exception. Call
+    `discard_penalty` too if only some modules run in each step and no other ActReg runs in all of
+    them (a mixture of experts), and if inputs need no gradient: their penalties are constants.
 
     The penalties of a forward that is not trained, such as the discriminator in a GAN's generator
     step, would join the sum too if its output is in use: drop them with `discard_penalty`.
@@ -47,6 +60,7 @@ def collect_penalty(model: nn.Module) -> Tensor:
         A 0-d tensor on the device of the first penalty. If there is nothing to collect, the result
         is 0 on the device of the model's first parameter (on the CPU if the model has none). If the
         backward of the newest forward has already run, the value is right, but its backward raises.
+        If only the backward of older forwards has run, their penalties are dropped.
 
     Raises:
         TypeError: `model` is not an nn.Module.
@@ -67,7 +81,8 @@ def collect_penalty(model: nn.Module) -> Tensor:
         if stack.records:
             sweep()
         forwards, any_compiled = take([module._pending for module in modules])
-        penalties = [collected(forward) for forward in forwards]
+        penalties = collected(forwards)
+        del forwards  # would keep graphs
     if not penalties:
         parameter = next(model.parameters(), None)
         return torch.zeros((), device="cpu" if parameter is None else parameter.device)
@@ -120,7 +135,7 @@ def modules_of(model: nn.Module) -> list[PenaltyModule]:
         seen.add(module)
         if isinstance(module, PenaltyModule):
             found.append(module)
-        elif module._modules:
+        if module._modules:
             todo.extend(reversed(module._modules.values()))
     return found
 
@@ -130,7 +145,10 @@ def _take_compiled(modules: list[PenaltyModule]) -> list[Tensor]:
     penalties = []
     for module in modules:
         pending = module._pending
-        penalties += [made.penalty for made in pending.eager if made.penalty is not None]
+        for made in pending.eager:
+            if made.penalty is None:  # torch.compile cannot trace the class LoosePenalty
+                raise RuntimeError(_LOOSE)
+            penalties.append(made.penalty)
         pending.eager = []
         forward, pending.compiled = pending.compiled, None
         while forward is not None:

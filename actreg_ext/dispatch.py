@@ -188,6 +188,12 @@ def needs_input(
     )
 
 
+def copy_of(x: Tensor) -> Tensor:
+    """Return a copy of the input that has the same memory order, so it has the same mask."""
+    layout = torch.preserve_format if memory_order(x) else torch.contiguous_format
+    return x.clone(memory_format=layout)
+
+
 def run_in_place(
     x: Tensor,
     name: str,
@@ -215,10 +221,7 @@ def run_in_place(
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
     ):
-        # The copy has the input's memory order, so it has the same mask.
-        layout = torch.preserve_format if memory_order(x) else torch.contiguous_format
-        copy = x.clone(memory_format=layout)
-        call = (copy, name, parameters, l1, l2, p, penalty_on, reduction, seed)
+        call = (copy_of(x), name, parameters, l1, l2, p, penalty_on, reduction, seed)
         output, penalty = run(*call, keep_input)
         return ActRegOutput(x.copy_(output), penalty)
     state = None if seed is None or p == 0 else rng_state(seed, x)

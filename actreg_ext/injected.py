@@ -16,6 +16,7 @@ from . import arguments, errors
 from .collection import collect_penalty, modules_of
 from .injection import Injection
 from .nn import ActReg
+from .pending import Pending
 
 
 def set_injection_scale(
@@ -31,7 +32,8 @@ def set_injection_scale(
     - with gradient accumulation over N batches, whose losses are divided by N, pass
       accumulation=N: the gradient of the window is that of the mean loss.
 
-    The scale is read when the backward runs. In compiled code it is read when the forward runs.
+    The scale is read when the backward runs. In compiled code and under torch.func it is read when
+    the forward runs. A copy of the model (copy.deepcopy, pickle) has the scale 1: set it again.
 
     Args:
         model: the model; its modules with inject=True are set.
@@ -142,8 +144,9 @@ def check_injection(
     """Compare the gradients of the injected form with those of the explicit form.
 
     Runs the model twice on one batch with the same random numbers: once as it is, and once with
-    inject=False and `collect_penalty`. Gradients, buffers and the generators stay as they were. The
-    scale of `set_injection_scale` is replaced by 1 meanwhile.
+    inject=False. Both losses include `collect_penalty(model)`. Gradients, buffers, the generators
+    and pending penalties stay as they were. The scale of `set_injection_scale` is replaced by 1
+    meanwhile.
 
     The injected form loses the gradient of a penalty if the module's output is not used, or is
     detached, on the way to the loss.
@@ -170,8 +173,12 @@ def check_injection(
     modules = _injecting(model)
     parameters = {n: t for n, t in model.named_parameters() if t.requires_grad}
     saved = [(module, module._injection) for module in modules]
+    # What is pending stays pending, and what the check makes must not join it.
+    pending = [(module, module._pending) for module in modules_of(model)]
 
     def gradients(inject: bool) -> list[Tensor | None]:
+        for module, _ in pending:
+            module._pending = Pending()
         for module in modules:
             module.inject = inject
             module._injection = Injection()
@@ -179,9 +186,7 @@ def check_injection(
         devices = sorted({t.device.index or 0 for t in parameters.values() if t.is_cuda})
         try:
             with torch.random.fork_rng(devices):
-                loss = loss_fn(_call(model, batch))
-                if not inject:
-                    loss = loss + collect_penalty(model)
+                loss = loss_fn(_call(model, batch)) + collect_penalty(model)
                 return list(torch.autograd.grad(loss, list(parameters.values()), allow_unused=True))
         finally:
             with torch.no_grad():
@@ -194,6 +199,8 @@ def check_injection(
         for module, injection in saved:
             module.inject = True
             module._injection = injection
+        for found, store in pending:
+            found._pending = store
     differing = {}
     for name, a, b in zip(parameters, injected, explicit, strict=True):
         difference = _difference(a, b)

@@ -17,12 +17,12 @@ from torch.overrides import has_torch_function_unary
 from . import arguments, dispatch, functional, settings
 from .collection import collect_penalty, discard_penalty
 from .injection import Injection, inject_penalty
-from .pending import Forward, PenaltyModule, Pending, is_repeated_by_checkpoint
+from .pending import Forward, PenaltyModule, Pending
 from .records import MODULES, recorded, stack, watch
 from .reference import denominator
 from .settings import Ready
 from .torch_activations import ACTIVATIONS
-from .worlds import World
+from .worlds import World, is_repeated_by_checkpoint
 
 __all__ = ["ActReg", "collect_penalty", "discard_penalty"]
 
@@ -34,6 +34,10 @@ _LOST = (
 _SCRIPT = (
     "torch.jit.script cannot compile ActReg, which is written in Python and calls an operator with "
     "a random state: use torch.jit.trace(model.eval(), example) or torch.export.export"
+)
+_ROOT = (
+    "torch.fx.symbolic_trace keeps ActReg as one module of the traced model, so ActReg alone "
+    "cannot be traced: trace a model that contains it, such as nn.Sequential(ActReg(...))"
 )
 _is_grad_enabled = torch.is_grad_enabled
 _is_tracing = torch._C._is_tracing
@@ -232,29 +236,35 @@ class ActReg(PenaltyModule):
         self, input: Tensor, parameters: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return output, penalty and, if a record wants them, the sums."""
+        x = input
+        if self.inplace and _is_grad_enabled() and input.requires_grad:
+            x = dispatch.copy_of(input)  # the backward may need what is overwritten
         options: dict[str, Any] = dict(penalty_on=self.penalty_on, keep=self.keep, **parameters)
         options |= dict(p=self.p, training=self.training)
         sums = None
         if watch.wants_sums:  # the sums do not depend on l1 and l2
-            output, sums = functional.output_and_sums(input, self.activation, **options)
+            output, sums = functional.output_and_sums(x, self.activation, **options)
             penalty = (self.l1 * sums[0] + self.l2 * sums[1]) / denominator(input, self.reduction)
         else:
             options |= dict(l1=self.l1, l2=self.l2, reduction=self.reduction)
-            output, penalty = functional.act_reg(input, self.activation, **options)
+            output, penalty = functional.act_reg(x, self.activation, **options)
         return (input.copy_(output) if self.inplace else output), penalty, sums
 
     def _finish(self, output: Tensor, penalty: Tensor, sums: Tensor | None) -> Tensor:
         counts = self.training and bool(self.l1 or self.l2)
         if counts and self.inject:
-            output = inject_penalty(self._injection, output, penalty)
+            injected = inject_penalty(self._injection, output, penalty, made_together=sums is None)
+            # The caller of an operation in place may go on with the input.
+            output = output.copy_(injected) if self.inplace and injected is not output else injected
         if watch.is_on or (counts and not self.inject):
             self._store(penalty, sums)
         return output
 
     def _store(self, penalty: Tensor, sums: Tensor | None = None) -> None:
         """Store the penalty of a forward: in the module's list, and in the records."""
-        trains = self.training and _is_grad_enabled()
-        counts = trains and not self.inject and bool(self.l1 or self.l2)
+        # An injected penalty is recorded without its gradient, which the backward adds already.
+        trains = self.training and _is_grad_enabled() and not self.inject
+        counts = trains and bool(self.l1 or self.l2)
         if is_compiling():
             # Nothing is stored in an exported program: collect_penalty cannot be called on it.
             if not torch.compiler._is_exporting_flag and (counts or watch.is_on):
@@ -266,11 +276,13 @@ class ActReg(PenaltyModule):
                 if not is_repeated_by_checkpoint():
                     raise RuntimeError(_LOST)
                 return  # activation checkpointing repeats a forward that was already counted
-            forward = self._pending.add(penalty)
-        elif watch.is_on and stack.records:
+            forward = self._pending.add(penalty, is_recorded=bool(stack.records))
+        elif stack.records and _graph_task() == -1:  # checkpointing repeats forwards in a backward
             penalty = penalty if trains else penalty.detach()
-            forward = Forward(penalty, World.current(), 0)
-        if watch.is_on and stack.records:
+            forward = Forward(penalty, World.current(), 0, is_recorded=True)
+        else:
+            return
+        if stack.records:
             forward.sums = sums
             recorded(self, forward)
 
@@ -320,4 +332,6 @@ def _is_proxy(input: object) -> bool:
 def _leaf(module: ActReg, input: Any) -> Any:
     """Record the call as one of the module itself, as torch.fx does for the modules of torch.nn."""
     tracer = input.tracer
+    if tracer.root is module:
+        raise RuntimeError(_ROOT)
     return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), {})

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import gc
 import itertools
-import sys
+import math
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -29,8 +30,10 @@ from . import _C
 from .worlds import ESCAPED, World, modes, stack
 
 _MANY = 1000  # pending forwards of one module before a warning: their graphs fill the memory
-_LIMIT = 16  # forwards of one module until its list is examined
+_LIMIT = 4  # forwards of one module until its list is examined
 _serials = itertools.count(1)
+# Held while forwards are removed: only one thread may remove. Adding one needs no lock.
+_LOCK = threading.RLock()
 _LATE = (
     "ActReg: this penalty was collected after the backward of its forward, which has freed the "
     "graph. Call collect_penalty before the backward and add the penalty to the loss, or keep the "
@@ -43,24 +46,29 @@ class Forward:
 
     __slots__ = ("is_recorded", "loose", "penalty", "serial", "sums", "world")
 
-    def __init__(self, penalty: Tensor, world: World | None, serial: int) -> None:
+    def __init__(
+        self, penalty: Tensor, world: World | None, serial: float, is_recorded: bool = False
+    ) -> None:
         self.penalty: Tensor | None = penalty  # None: loose
         self.world = world
         self.serial = serial  # the number of this forward among all forwards in eager mode
         self.loose: _C.LoosePenalty | None = None
         self.sums: Tensor | None = None  # sum |t| and sum t^2, if a record asked for them
-        self.is_recorded = False  # by a record, which keeps the graph
+        self.is_recorded = is_recorded  # by a record, which keeps the graph
 
     def loosen(self) -> None:
         """Stop keeping the graph alive, where something else may."""
-        if self.penalty is not None and self.world is None and not self.is_recorded:
-            self.loose = _C.loosen(self.penalty)
-            if self.loose is not None:
+        penalty = self.penalty  # another thread may do the same
+        if penalty is not None and self.world is None and not self.is_recorded:
+            loose = _C.loosen(penalty)
+            if loose is not None:
+                self.loose = loose
                 self.penalty = None
 
     def get(self) -> Tensor | None:
         """Return the penalty; None if it is loose and its graph is gone."""
-        return self.penalty if self.loose is None else self.loose.get()
+        penalty = self.penalty
+        return self.loose.get() if penalty is None and self.loose is not None else penalty
 
 
 class CompiledForward:
@@ -79,7 +87,7 @@ class CompiledForward:
 
     def as_forward(self) -> Forward:
         """Return the same forward as eager mode has it."""
-        made = Forward(self.penalty, None, 0)
+        made = Forward(self.penalty, None, math.inf)  # it is not known when it ran
         made.sums = self.sums
         return made
 
@@ -130,6 +138,8 @@ class _Late(torch.autograd.Function):
 
 def _is_over(forward: Forward) -> bool:
     """Whether the step of a forward that is not the newest is over: see Note [Whose penalty]."""
+    if forward.world is not None:
+        return not forward.world.is_running()
     forward.loosen()
     penalty = forward.get()
     return penalty is None or _is_freed(penalty)
@@ -139,7 +149,7 @@ class Pending:
     """The forwards of one module whose penalties nobody has taken yet."""
 
     def __init__(self) -> None:
-        self.eager: list[Forward] = []  # the oldest first; each change is atomic
+        self.eager: list[Forward] = []  # the oldest first
         self.limit = _LIMIT  # examine the list when it is as long as this
         self.warned = False
         self.compiled: CompiledForward | None = None  # the newest
@@ -154,10 +164,10 @@ class Pending:
         made.sums = sums
         _note_compilation()
 
-    def add(self, penalty: Tensor) -> Forward:
+    def add(self, penalty: Tensor, is_recorded: bool = False) -> Forward:
         """Add a forward in eager mode. This runs in each training forward, so it must be fast."""
         world = None if stack() is None and modes() == 0 else World.current()
-        made = Forward(penalty, world, next(_serials))
+        made = Forward(penalty, world, next(_serials), is_recorded)
         self.eager.append(made)
         if len(self.eager) >= self.limit:
             self._examine()
@@ -165,16 +175,10 @@ class Pending:
 
     def _examine(self) -> None:
         """Drop what is over, so that a program which never collects keeps no graphs."""
-        forwards = self.eager[:-1]
-        over = {
-            id(f)
-            for f in forwards
-            if f.world is None
-            and not f.is_recorded
-            and f.penalty is not None
-            and (_C.is_in_use(f.penalty) is False or _is_freed(f.penalty))
-        }
-        self.eager = [f for f in self.eager if id(f) not in over]
+        # Each layer's penalty keeps the graph up to this layer, so a look at one list alone would
+        # find all its graphs in use. Loose penalties let the graphs go.
+        over = {id(forward) for forward in self.eager[:-1] if _is_over(forward)}
+        self._drop(over)
         self.limit = max(_LIMIT, 2 * len(self.eager))
         if len(self.eager) >= _MANY and not self.warned:
             self.warned = True
@@ -184,6 +188,14 @@ class Pending:
                 f"in each step, or set l1 = l2 = 0",
                 stacklevel=6,  # the line that calls the module
             )
+
+    def _drop(self, ids: set[int]) -> None:
+        """Drop some forwards in eager mode, by their ids."""
+        with _LOCK:
+            eager = self.eager
+            count = len(eager)  # another thread may add more meanwhile
+            dropped = eager[:count]  # they are freed after the lock
+            eager[:count] = [forward for forward in dropped if id(forward) not in ids]
 
     def clear(self) -> None:
         """Drop everything."""
@@ -195,20 +207,24 @@ class Pending:
         A forward has escaped if it ran in a world that has ended. Inside a world the forwards from
         outside stay: the caller's transform must not take them.
         """
-        count = len(self.eager)
-        eager = self.eager[:count]
-        if world is not None:
-            self.eager = [f for f in eager if f.world is None]
-            return [f for f in eager if f.world and f.world.is_running()], [], False
-        del self.eager[:count]  # another thread may have added more meanwhile
-        compiled, self.compiled = list(links(self.compiled)), None
+        with _LOCK:
+            eager = self.eager[:]
+            if world is not None:
+                running = [f for f in eager if f.world and f.world.is_running()]
+                level = world.level()
+                taken = [f for f in running if f.world and f.world.level() == level]
+                stay = [f for f in running if f.world and f.world.level() != level]
+                self._drop({id(f) for f in eager if f.world} - set(map(id, stay)))
+                return taken, [], False
+            self._drop(set(map(id, eager)))
+            compiled, self.compiled = list(links(self.compiled)), None
         escaped = bool(eager and eager[-1].world)
         return [f for f in eager if f.world is None], compiled, escaped
 
     def remove(self, forwards: Iterable[Forward | CompiledForward]) -> None:
         """Remove some forwards, wherever they are in the lists."""
         removed = set(map(id, forwards))
-        self.eager = [f for f in self.eager if id(f) not in removed]
+        self._drop(removed)
         kept = [f for f in links(self.compiled) if id(f) not in removed]
         self.compiled = None
         for forward in reversed(kept):
@@ -234,19 +250,20 @@ def take(stores: list[Pending]) -> tuple[list[Forward], bool]:
     """
     world = None if stack() is None and modes() == 0 else World.current()
     lists, escaped, any_compiled = [], False, False
-    for store in stores:
-        if world is None and store.compiled is None:  # the usual case, as short as possible
-            if not store.eager:
-                continue
-            if len(store.eager) == 1 and store.eager[0].world is None:
-                lists.append([store.eager.pop()])
-                continue
-        eager, compiled, has_escaped = store.cut(world)
-        # The newest is the last one. If there are both kinds, it is not known which is newer.
-        lists.append([f.as_forward() for f in reversed(compiled)] + eager)
-        any_compiled |= bool(compiled)
-        del compiled  # would keep graphs
-        escaped |= has_escaped
+    with _LOCK:
+        for store in stores:
+            if world is None and store.compiled is None:  # the usual case, as short as possible
+                if not store.eager:
+                    continue
+                if len(store.eager) == 1 and store.eager[0].world is None:
+                    lists.append([store.eager.pop(0)])
+                    continue
+            eager, compiled, has_escaped = store.cut(world)
+            # The newest is the last one. If there are both kinds, it is not known which is newer.
+            lists.append([f.as_forward() for f in reversed(compiled)] + eager)
+            any_compiled |= bool(compiled)
+            del compiled  # would keep graphs
+            escaped |= has_escaped
     if escaped:
         raise RuntimeError(ESCAPED)
     if world is None and any(len(forwards) > 1 for forwards in lists):
@@ -287,30 +304,37 @@ def _without_what_is_over(lists: list[list[Forward]], any_compiled: bool) -> lis
     ]
 
 
-def collected(forward: Forward) -> Tensor:
-    """Return the penalty of a forward that was taken; see `_Late`."""
-    penalty = forward.get()
-    assert penalty is not None  # take() has dropped those whose graph is gone
-    if forward.world is None and _is_freed(penalty):
-        late: Tensor = _Late.apply(penalty.detach().requires_grad_())  # type: ignore[no-untyped-call]
-        return late
-    return penalty
+def collected(forwards: list[Forward]) -> list[Tensor]:
+    """Return the penalties of forwards that were taken.
 
-
-def is_repeated_by_checkpoint() -> bool:
-    """Whether torch.utils.checkpoint(use_reentrant=False) repeats the current forward.
-
-    It repeats forwards from the hook that unpacks a saved tensor. The other way to run a forward
-    inside a backward is a backward written in Python, as of use_reentrant=True.
+    If a backward has freed the graph of a forward, the step of this forward is over, so a penalty
+    of a newer forward does not come with it. If all are freed, see `_Late`.
     """
-    frame = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if code.co_name == "unpack_hook" and code.co_filename == torch.utils.checkpoint.__file__:
-            return True
-        if code.co_name == "backward" and issubclass(
-            getattr(frame.f_locals.get("ctx"), "__class__", object), torch._C._FunctionBase
-        ):
-            return False
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+    penalties, freed = [], []
+    for forward in forwards:
+        penalty = forward.get()
+        assert penalty is not None  # take() has dropped those whose graph is gone
+        penalties.append(penalty)
+        freed.append(forward.world is None and _is_freed(penalty))
+    if True not in freed:
+        return penalties
+    each = list(zip(forwards, penalties, freed, strict=True))
+    waiting = [f.serial for f, p, is_freed in each if p.requires_grad and not is_freed]
+    newest = max(waiting, default=-math.inf)
+
+    def is_over(forward: Forward) -> bool:
+        return forward.serial < newest or (bool(waiting) and forward.serial == math.inf)
+
+    return [_late(p) if is_freed else p for f, p, is_freed in each if not (is_freed and is_over(f))]
+
+
+def penalty_of(forward: Forward) -> Tensor:
+    """Return the penalty of a forward that a record keeps; see `_Late`."""
+    penalty = forward.get()
+    assert penalty is not None  # a record keeps the graph
+    return _late(penalty) if forward.world is None and _is_freed(penalty) else penalty
+
+
+def _late(penalty: Tensor) -> Tensor:
+    late: Tensor = _Late.apply(penalty.detach().requires_grad_())  # type: ignore[no-untyped-call]
+    return late

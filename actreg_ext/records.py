@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from .pending import CompiledForward, Forward, PenaltyModule, collected, links
+from .pending import CompiledForward, Forward, PenaltyModule, links, penalty_of
 from .worlds import ESCAPED
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class PenaltyRecord:
     def _penalty(forward: Forward) -> Tensor:
         if forward.world is not None and not forward.world.is_running():
             raise RuntimeError(ESCAPED)
-        return collected(forward)
+        return penalty_of(forward)
 
 
 def sum_of(tensors: list[Tensor]) -> Tensor:
@@ -187,7 +187,6 @@ def sum_of(tensors: list[Tensor]) -> Tensor:
 
 def recorded(module: PenaltyModule, forward: Forward) -> None:
     """Tell the records of this thread about a forward in eager mode."""
-    forward.is_recorded = True
     for record in stack.records:
         record._calls.append((module, forward, forward))
 
@@ -203,9 +202,9 @@ def record_penalties(*, sums: bool = False) -> Any:
         (loss + record.total()).backward()
 
     A call in training mode with gradients enabled is recorded with its gradient; a call in eval
-    mode or under `torch.no_grad()` with its value alone. The record owns its calls:
-    `collect_penalty` can take them inside the block, but no longer after it. A block that ends with
-    an exception forgets its calls.
+    mode, under `torch.no_grad()` or of a module with inject=True with its value alone. The record
+    owns its calls: `collect_penalty` can take them inside the block, but no longer after it. A
+    block that ends with an exception forgets its calls.
 
     Blocks may be nested: each block records all calls inside it. A block records the calls of its
     own thread; calls of compiled models also if another thread made them meanwhile. A compiled

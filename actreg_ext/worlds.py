@@ -1,7 +1,8 @@
-"""The transform or tracer in which a forward runs. A penalty means nothing outside of it."""
+"""Where a forward runs: in a transform or tracer, which ends, or in a repetition of checkpointing."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ ESCAPED = (
     "of the transform, so it was dropped. Call collect_penalty inside that function."
 )
 _functorch = torch._C._functorch
-_MARK, _ENDED = torch.zeros(()), -2
+_MARK, _ENDED = torch.zeros((), device="cpu"), -2
 # Both are 0 or None in plain eager mode.
 stack = _functorch.peek_interpreter_stack
 modes = torch._C._len_torch_dispatch_stack
@@ -49,3 +50,26 @@ class World:
             return False
         pairs = zip(self.modes, self._current_modes(), strict=True)
         return all(mine is None or mine is current for mine, current in pairs)
+
+    def level(self) -> int | None:
+        """Return the level of the innermost transform of torch.func; None without one."""
+        return None if self.mark is None else _functorch.maybe_get_level(self.mark)
+
+
+def is_repeated_by_checkpoint() -> bool:
+    """Whether torch.utils.checkpoint(use_reentrant=False) repeats the current forward.
+
+    It repeats forwards from the hook that unpacks a saved tensor. The other way to run a forward
+    inside a backward is a backward written in Python, as of use_reentrant=True.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "unpack_hook" and code.co_filename == torch.utils.checkpoint.__file__:
+            return True
+        if code.co_name == "backward" and issubclass(
+            getattr(frame.f_locals.get("ctx"), "__class__", object), torch._C._FunctionBase
+        ):
+            return False
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

@@ -182,3 +182,9 @@ def test_a_model_is_saved_for_torchscript_in_memory() -> None:
     torch.jit.save(torch.jit.freeze(torch.jit.trace(model, x)), file)
     file.seek(0)
     torch.testing.assert_close(torch.jit.load(file)(x), model(x))
+
+
+def test_symbolic_trace_of_the_module_alone_says_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match=r"nn\.Sequential"):
+        torch.fx.symbolic_trace(ActReg("relu"))
+    assert torch.fx.symbolic_trace(nn.Sequential(ActReg("relu")))(torch.ones(2)).sum() == 2

@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, jvp, vjp, vmap
 from torch.testing import assert_close
 
-from actreg_ext import collect_penalty
+from actreg_ext import collect_penalty, record_penalties
 from actreg_ext.functional import ActRegOutput, act_reg, act_reg_
 from actreg_ext.nn import ActReg
 from tests import table
@@ -361,3 +361,31 @@ def test_through_a_copy_the_mask_is_that_of_the_input(compiles: bool) -> None:
     expected = act_reg(x, "relu", p=0.5, seed=2).output
     f(x, "relu", p=0.5, seed=2)
     assert_close(x, expected)
+
+
+def linear_and(module: ActReg) -> Any:
+    def run(x: Tensor) -> Tensor:
+        hidden = linear(x)
+        y = module(hidden)
+        return hidden if module.inplace else y
+
+    return run
+
+
+@pytest.mark.parametrize("how", ["a mode", "a record", "compiled"])
+def test_a_module_copies_an_input_that_backward_needs(how: str) -> None:
+    """Also where act_reg runs out of place, and the module copies the output."""
+    layer, plain = ActReg("gelu", l1=0.5, inplace=True), ActReg("gelu", l1=0.5)
+    results = []
+    for module in (layer, plain):
+        x = torch.arange(-2.0, 3.0).requires_grad_()
+        opened: Any = torch.device(x.device) if how == "a mode" else record_penalties(sums=True)
+        run = linear_and(module)
+        if how == "compiled":
+            run, opened = torch.compile(run, backend="aot_eager"), contextlib.nullcontext()
+        with opened:
+            y = run(x)
+            penalty = collect_penalty(module)
+        (y.sum() + penalty).backward()
+        results.append((penalty, x.grad))
+    assert_close(results[0], results[1])

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 from actreg_ext import (
     check_injection,
     collect_penalty,
     penalty_values,
+    record_penalties,
     set_injection_scale,
 )
 from actreg_ext.nn import ActReg
@@ -204,6 +209,33 @@ class TestUses:
             injected, explicit = both(activation=name, inplace=True)
             assert_same(injected, explicit)
 
+    @pytest.mark.parametrize("inject_sees", ["a view", "a mode"])
+    def test_in_place_where_the_caller_goes_on_with_the_input(self, inject_sees: str) -> None:
+        injected, explicit = both(inplace=True)
+        x = torch.randn(5, 3)
+        for model in (injected, explicit):
+            hidden = model[0](x)
+            written = hidden[:, :] if inject_sees == "a view" else hidden
+            with torch.device(x.device) if inject_sees == "a mode" else contextlib.nullcontext():
+                model[1](written)
+            (written.sum() + collect_penalty(model)).backward()
+        torch.testing.assert_close(gradients(injected), gradients(explicit))
+
+    @pytest.mark.parametrize("sums", [False, True])
+    @pytest.mark.parametrize("adds", [False, True])
+    def test_inside_a_record(self, sums: bool, adds: bool) -> None:
+        """The backward adds the gradient, so the record has the value alone."""
+        injected, explicit = both()
+        x = torch.randn(5, 3)
+        with record_penalties(sums=sums) as record:
+            y = injected(x)
+        (y.sum() + (record.total() if adds else 0)).backward()
+        loss = explicit(x).sum()
+        penalty = collect_penalty(explicit)
+        (loss + penalty).backward()
+        torch.testing.assert_close(record.total(), penalty.detach())
+        torch.testing.assert_close(gradients(injected), gradients(explicit))
+
     @pytest.mark.parametrize("how", ["unused", "detached"])
     def test_check_injection_finds_a_lost_gradient(self, how: str) -> None:
         class Model(nn.Module):
@@ -234,6 +266,14 @@ class TestUses:
         assert all(map(torch.equal, state.values(), model.state_dict().values()))
         assert not gradients(model) and model[2].inject
         assert float(model[2]._injection.scale) == 7.0
+
+    def test_check_injection_of_a_model_with_both_kinds(self) -> None:
+        model = network()
+        x = torch.randn(5, 3)
+        y = model(x)
+        assert check_injection(model, x, torch.sum)
+        assert collect_penalty(model) > 0  # of the forward before
+        del y
 
     def test_values(self) -> None:
         injected, explicit = both()
@@ -269,6 +309,34 @@ class TestUses:
         with pytest.raises(RuntimeError, match="create_graph=True.*collect_penalty"):
             torch.autograd.grad(model(x).sum(), x, create_graph=True)
 
+    def test_a_second_backward_without_a_node_of_ours_is_refused(self) -> None:
+        model = network()
+        with record_penalties(sums=True):
+            loss = model(torch.randn(5, 3)).sum()
+        loss.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="second backward.*collect_penalty"):
+            loss.backward()
+
+    def test_nested_gradients_are_refused(self) -> None:
+        layer = ActReg("gelu", l2=1.0, inject=True)
+        x = torch.ones(3, requires_grad=True)
+        inner = grad(lambda t: layer(t).square().sum())
+        with pytest.raises(RuntimeError, match=r"nested.*collect_penalty"):
+            grad(lambda t: inner(t).sum())(torch.ones(3))
+        with pytest.raises(RuntimeError, match=r"nested.*collect_penalty"):
+            inner(x).sum().backward()
+
+    def test_forward_mode_is_refused(self) -> None:
+        layer = ActReg("gelu", l2=1.0, inject=True)
+        x = torch.ones(3)
+        for f in (layer, grad(lambda t: layer(t).sum())):
+            with pytest.raises(RuntimeError, match="forward-mode.*collect_penalty"):
+                jvp(f, (x,), (x,))
+        with forward_ad.dual_level():
+            layer(x)
+            with pytest.raises(RuntimeError, match="forward-mode.*collect_penalty"):
+                layer(forward_ad.make_dual(x, x))
+
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not")
     def test_compiled_autograd(self) -> None:
         injected, explicit = both()
@@ -295,6 +363,94 @@ class TestUses:
         ours = transform(lambda p, x: loss(injected, p, x))(parameters, x)
         expected = transform(lambda p, x: loss(explicit, p, x))(parameters, x)
         torch.testing.assert_close(ours, expected)
+
+
+def test_vmap_inside_a_gradient() -> None:
+    """Inside vmap a tensor does not show that the gradient outside of it needs the tensor."""
+    injected, explicit = both()
+    x = torch.randn(5, 3)
+    parameters = {name: p.detach() for name, p in injected.named_parameters()}
+
+    def loss(model: nn.Module, p: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(model, p, (x,)).sum() + collect_penalty(model)
+
+    ours = grad(lambda p: vmap(lambda t: loss(injected, p, t))(x).sum())(parameters)
+    expected = grad(lambda p: vmap(lambda t: loss(explicit, p, t))(x).sum())(parameters)
+    torch.testing.assert_close(ours, expected)
+    vmap(injected)(x).sum().backward()
+    everything = dict(explicit.named_parameters())
+    vmap(lambda t: loss(explicit, everything, t))(x).sum().backward()
+    torch.testing.assert_close(gradients(injected), gradients(explicit))
+
+
+def test_many_gradients_at_once_are_refused() -> None:
+    injected, _ = both()
+    parameters = dict(injected.named_parameters())
+    with pytest.raises(RuntimeError, match="several gradients.*collect_penalty"):
+        jacrev(lambda p: functional_call(injected, p, (torch.randn(5, 3),)).sum(1))(parameters)
+
+
+def test_a_compiled_transform() -> None:
+    """torch.compile leaves the function to eager mode, or says so."""
+    layer = ActReg(l1=1.0, reduction="sum", inject=True)
+
+    def step(x: Tensor) -> Any:
+        return grad(lambda t: layer(t).sum())(x)
+
+    x = torch.ones(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.compile(step, backend="aot_eager")(x).tolist() == [2, 2, 2]
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="inject=False and"):
+        torch.compile(step, backend="aot_eager", fullgraph=True)(x)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_export_in_training_mode_leaves_no_value(strict: bool) -> None:
+    model = network()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.export(model, (torch.randn(5, 3),), strict=strict)
+    assert penalty_values(model) == {}
+
+
+class TestScales:
+    """Nothing of a transform, of a tracer or of another device stays in a module."""
+
+    def test_a_tensor_of_the_caller_stays_when_another_device_runs(self) -> None:
+        injected, explicit = both()
+        scale = torch.tensor(2.0)
+        set_injection_scale(injected, scale)
+        for layer in (injected[1], injected[3]):
+            layer(torch.ones(3, device="meta", requires_grad=True))
+        scale.fill_(5.0)
+        x = torch.randn(5, 3)
+        injected(x).sum().backward()
+        (explicit(x).sum() + 5 * collect_penalty(explicit)).backward()
+        torch.testing.assert_close(gradients(injected), gradients(explicit))
+
+    @pytest.mark.parametrize("how", ["fake", "grad", "vmap"])
+    def test_after_a_transform(self, how: str) -> None:
+        injected, explicit = both()
+        x = torch.randn(5, 3)
+        if how == "fake":
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                injected(x)
+        elif how == "grad":
+            grad(lambda t: injected(t).sum())(x)
+        else:
+            vmap(injected)(x)
+        assert penalty_values(injected) == {}
+        assert_same(injected, explicit)
+
+    def test_compiled_code_stores_no_scale(self) -> None:
+        injected, explicit = both()
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            run = torch.compile(injected, backend="aot_eager", fullgraph=True)
+            for _ in range(3):
+                assert_same(run, explicit)
+                injected.zero_grad(), explicit.zero_grad()
 
 
 def test_copies_do_not_share_a_scale() -> None:

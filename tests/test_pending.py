@@ -8,10 +8,11 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -92,6 +93,24 @@ class TestSkippedSteps:
         assert collect_penalty(model) == 4
         assert collect_penalty(model) == 0
 
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not")
+    @pytest.mark.parametrize("compiles", ["nothing", "first", "expert", "both"])
+    def test_a_branch_whose_backward_has_run(self, compiles: str) -> None:
+        """The loss of the last step may still be in use, and keeps the nodes of its graph."""
+        model = nn.ModuleList([ActReg(**L1), ActReg(**L1)])
+        first, expert = model
+        if compiles in ("first", "both"):
+            first.compile(backend="aot_eager")
+        if compiles in ("expert", "both"):
+            expert.compile(backend="aot_eager")
+        x = torch.ones(2, requires_grad=True)
+        loss = expert(first(x)).sum()
+        loss.backward()
+        y = first(x)
+        penalty = collect_penalty(model)
+        assert penalty == 2
+        (y.sum() + penalty).backward()
+
     def test_outputs_in_use_all_count(self) -> None:
         """As in a siamese network: both outputs are in the loss."""
         model, a, b = network(), torch.randn(5, 3), torch.randn(2, 3)
@@ -163,6 +182,29 @@ class TestForgottenSteps:
         assert sum(hidden() is not None for hidden in seen) <= 16
         assert len(layer._pending.eager) <= 16
 
+    @pytest.mark.parametrize("layers", [2, 12])
+    def test_no_graph_of_a_deep_model_is_kept(self, layers: int) -> None:
+        """The penalty of each layer keeps the graph of the layers before it."""
+        stack = [
+            module for _ in range(layers) for module in (nn.Linear(3, 3), ActReg("gelu", **L1))
+        ]
+        model = nn.Sequential(*stack)
+        seen, most = [], 0
+        for _ in range(40):
+            hidden = model[0](torch.randn(5, 3))
+            seen.append(weakref.ref(hidden))
+            y = model[1:](hidden)
+            del hidden
+            most = max(most, sum(hidden() is not None for hidden in seen))
+        assert most <= 16
+        del y
+
+    def test_nothing_of_finished_transforms_is_kept(self) -> None:
+        layer = ActReg("gelu", **L1)
+        for _ in range(100):
+            grad(lambda t: layer(t).sum())(torch.ones(3))
+        assert len(layer._pending.eager) <= 4
+
     @pytest.mark.parametrize("collects", [True, False])
     def test_a_checkpoint_around_a_compiled_block(self, collects: bool) -> None:
         model = network()
@@ -209,15 +251,29 @@ class TestForgottenSteps:
                 assert collect() == 3
             del y
 
+    def test_compiled_code_collects_many_eager_forwards(self) -> None:
+        layer = ActReg(**L1)
+        collect = torch.compile(lambda t: t + collect_penalty(layer), backend="eager")
+        x = torch.ones(2, requires_grad=True)
+        kept = [layer(x) for _ in range(9)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.compile cannot trace it, so it breaks the graph
+            assert collect(torch.zeros(())) == 18
+        del kept
 
-class TestCopies:
-    def test_threads_share_a_module(self) -> None:
-        layer, steps = ActReg(**L1), 600
 
-        def work() -> None:
-            for _ in range(steps):
-                layer(torch.ones(1))
+@pytest.fixture
+def frequent_switches() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
 
+
+@pytest.mark.usefixtures("frequent_switches")
+class TestThreads:
+    @staticmethod
+    def run(work: Callable[[], None]) -> None:
         threads = [threading.Thread(target=work) for _ in range(4)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # 1000 forwards without collect_penalty
@@ -225,7 +281,47 @@ class TestCopies:
                 thread.start()
             for thread in threads:
                 thread.join()
+
+    @pytest.mark.parametrize("repetition", range(3))
+    def test_threads_share_a_module(self, repetition: int) -> None:
+        layer, steps = ActReg(**L1), 2000
+
+        def work() -> None:
+            x = torch.ones(1)
+            for _ in range(steps):
+                layer(x)
+
+        self.run(work)
         assert collect_penalty(layer) == 4 * steps
+
+    def test_threads_collect(self) -> None:
+        layer, steps = ActReg(**L1), 1000
+        found: list[float] = []
+
+        def work() -> None:
+            x = torch.ones(1)
+            for _ in range(steps):
+                layer(x)
+                found.append(float(collect_penalty(layer)))
+
+        self.run(work)
+        assert sum(found) + collect_penalty(layer) == 4 * steps
+
+
+class TestCopies:
+    def test_a_subclass_with_children(self) -> None:
+        class Twice(ActReg):
+            def __init__(self) -> None:
+                super().__init__(**L1)  # type: ignore[arg-type]
+                self.inner = ActReg(**L1)  # type: ignore[arg-type]
+
+            def forward(self, input: Tensor) -> Tensor:
+                return super().forward(self.inner(input))
+
+        layer = Twice()
+        y = layer(torch.ones(2))
+        assert collect_penalty(layer) == 4
+        del y
 
     def test_a_copy_of_a_compiled_module(self) -> None:
         layer = ActReg(**L1)
@@ -298,6 +394,17 @@ class TestTransforms:
         assert inside.tolist() == [7, 7, 7]
         assert collect_penalty(layer) == 2
         del y
+
+    def test_a_transform_inside_a_transform(self) -> None:
+        layer = ActReg(**L1)
+
+        def outer(t: Tensor) -> tuple[Tensor, Tensor]:
+            y = layer(t).sum()
+            inside = vmap(lambda u: layer(u).sum() * 0 + collect_penalty(layer))(torch.ones(2, 5))
+            return inside, collect_penalty(layer) + 0 * y
+
+        inside, outside = vmap(outer)(torch.ones(3, 2))
+        assert inside.tolist() == [[5, 5]] * 3 and outside.tolist() == [2, 2, 2]
 
     def test_fake_tensors(self) -> None:
         layer = ActReg("gelu", l1=1.0, p=0.5)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.utils.checkpoint import checkpoint
 
 from actreg_ext import collect_penalty, record_penalties
 from actreg_ext.functional import act_reg
@@ -168,6 +169,20 @@ def test_threads_have_records_of_their_own() -> None:
         thread.join()
     assert totals == {n: 50.0 * n for n in range(1, 5)}
     assert collect_penalty(layer) == 0
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("options", [{"inject": True}, {"l1": 0.0, "l2": 0.0}], ids=str)
+def test_a_forward_that_checkpointing_repeats_is_recorded_once(
+    options: dict[str, Any], reentrant: bool
+) -> None:
+    model = network(**options)
+    x = torch.randn(5, 3, requires_grad=True)
+    with record_penalties(sums=True) as record:
+        y = checkpoint(model, x, use_reentrant=reentrant)
+        expected = record.sums(model)
+        y.sum().backward()
+    assert record.sums(model) == expected
 
 
 def test_records_and_transforms() -> None:
