@@ -1,4 +1,4 @@
-"""Where a forward runs: in a transform or tracer, which ends, or in a repetition of checkpointing."""
+"""Where a forward runs: in a transform or a tracer, or repeated by activation checkpointing."""
 
 from __future__ import annotations
 
