@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from . import _C
-from .pending import World
+from .worlds import World
 
 _functorch = torch._C._functorch
 _Kind = _functorch.TransformType

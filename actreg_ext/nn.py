@@ -17,11 +17,12 @@ from torch.overrides import has_torch_function_unary
 from . import arguments, dispatch, functional, settings
 from .collection import collect_penalty, discard_penalty
 from .injection import Injection, inject_penalty
-from .pending import Forward, PenaltyModule, Pending, World, is_repeated_by_checkpoint
+from .pending import Forward, PenaltyModule, Pending
 from .records import MODULES, recorded, stack, watch
 from .reference import denominator
 from .settings import Ready
 from .torch_activations import ACTIVATIONS
+from .worlds import World, is_repeated_by_checkpoint
 
 __all__ = ["ActReg", "collect_penalty", "discard_penalty"]
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import gc
 import itertools
 import math
-import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
@@ -28,14 +27,12 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
+from .late import late
+from .worlds import World, modes, stack
 
 _MANY = 1000  # pending forwards of one module before a warning: their graphs fill the memory
 _LIMIT = 4  # forwards of one module until its list is examined
 _serials = itertools.count(1)
-_functorch = torch._C._functorch
-_stack = _functorch.peek_interpreter_stack
-_modes = torch._C._len_torch_dispatch_stack
-_MARK, _ENDED = torch.zeros((), device="cpu"), -2
 # Held while forwards are removed: only one thread may remove. Adding one needs no lock.
 _LOCK = threading.RLock()
 ESCAPED = (
@@ -43,48 +40,6 @@ ESCAPED = (
     "torch.func (vmap, grad, ...), FakeTensorMode or make_fx. The penalty has no meaning outside "
     "of the transform, so it was dropped. Call collect_penalty inside that function."
 )
-_LATE = (
-    "ActReg: this penalty was collected after the backward of its forward, which has freed the "
-    "graph. Call collect_penalty before the backward and add the penalty to the loss, or keep the "
-    "graph with backward(retain_graph=True)."
-)
-
-
-class World:
-    """The transform or tracer in which a forward ran: tensors of one mean nothing outside of it."""
-
-    _KEYS = ("PROXY", "FUNCTIONAL", "FAKE")
-
-    def __init__(self) -> None:
-        level = _functorch.maybe_current_level()
-        # A tensor of the innermost transform; its level is _ENDED once the transform has ended.
-        self.mark = None if level is None else _functorch._wrap_for_grad(_MARK, level)
-        self.modes = self._current_modes()
-
-    @classmethod
-    def current(cls) -> World | None:
-        """Return the world of the caller; None in plain eager mode."""
-        if _stack() is None and _modes() == 0:
-            return None
-        world = cls()
-        is_plain = world.mark is None and all(mode is None for mode in world.modes)
-        return None if is_plain else world
-
-    @classmethod
-    def _current_modes(cls) -> list[Any]:
-        keys = torch._C._TorchDispatchModeKey
-        return [torch._C._get_dispatch_mode(getattr(keys, key)) for key in cls._KEYS]
-
-    def is_running(self) -> bool:
-        """Whether the caller is inside of this world."""
-        if self.mark is not None and _functorch.maybe_get_level(self.mark) == _ENDED:
-            return False
-        pairs = zip(self.modes, self._current_modes(), strict=True)
-        return all(mine is None or mine is current for mine, current in pairs)
-
-    def level(self) -> int | None:
-        """Return the level of the innermost transform of torch.func; None without one."""
-        return None if self.mark is None else _functorch.maybe_get_level(self.mark)
 
 
 class Forward:
@@ -170,18 +125,6 @@ def _is_freed(penalty: Tensor) -> bool:
     return False
 
 
-class _Late(torch.autograd.Function):
-    """The identity. Its backward raises: see `_LATE`."""
-
-    @staticmethod
-    def forward(ctx: Any, penalty: Tensor) -> Tensor:
-        return penalty.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(_LATE)
-
-
 def _is_over(forward: Forward) -> bool:
     """Whether the step of a forward that is not the newest is over: see Note [Whose penalty]."""
     if forward.world is not None:
@@ -212,7 +155,7 @@ class Pending:
 
     def add(self, penalty: Tensor, is_recorded: bool = False) -> Forward:
         """Add a forward in eager mode. This runs in each training forward, so it must be fast."""
-        world = None if _stack() is None and _modes() == 0 else World.current()
+        world = None if stack() is None and modes() == 0 else World.current()
         made = Forward(penalty, world, next(_serials), is_recorded)
         self.eager.append(made)
         if len(self.eager) >= self.limit:
@@ -256,12 +199,11 @@ class Pending:
         with _LOCK:
             eager = self.eager[:]
             if world is not None:
-                running = [f for f in eager if f.world and f.world.is_running()]
                 level = world.level()
-                taken = [f for f in running if f.world and f.world.level() == level]
-                stay = [f for f in running if f.world and f.world.level() != level]
-                self._drop({id(f) for f in eager if f.world} - set(map(id, stay)))
-                return taken, [], False
+                running = [f for f in eager if f.world and f.world.is_running()]
+                stay = {id(f) for f in running if f.world and f.world.level() != level}
+                self._drop({id(f) for f in eager if f.world} - stay)
+                return [f for f in running if id(f) not in stay], [], False
             self._drop(set(map(id, eager)))
             compiled, self.compiled = list(links(self.compiled)), None
         escaped = bool(eager and eager[-1].world)
@@ -294,7 +236,7 @@ def take(stores: list[Pending]) -> tuple[list[Forward], bool]:
     Raises:
         RuntimeError: the newest forward of a module has escaped from its world.
     """
-    world = None if _stack() is None and _modes() == 0 else World.current()
+    world = None if stack() is None and modes() == 0 else World.current()
     lists, escaped, any_compiled = [], False, False
     with _LOCK:
         for store in stores:
@@ -353,8 +295,8 @@ def _without_what_is_over(lists: list[list[Forward]], any_compiled: bool) -> lis
 def collected(forwards: list[Forward]) -> list[Tensor]:
     """Return the penalties of forwards that were taken.
 
-    If a backward has freed the graph of a forward, the step of this forward is over, so a penalty
-    of a newer forward does not come with it. If all are freed, see `_Late`.
+    If a backward has freed the graph of a forward, its step is over. So its penalty is dropped if a
+    newer forward still waits for its backward. If no forward waits, see late.py.
     """
     penalties, freed = [], []
     for forward in forwards:
@@ -366,40 +308,16 @@ def collected(forwards: list[Forward]) -> list[Tensor]:
         return penalties
     each = list(zip(forwards, penalties, freed, strict=True))
     waiting = [f.serial for f, p, is_freed in each if p.requires_grad and not is_freed]
-    newest = max(waiting, default=-math.inf)
-
-    def is_over(forward: Forward) -> bool:
-        return forward.serial < newest or (bool(waiting) and forward.serial == math.inf)
-
-    return [_late(p) if is_freed else p for f, p, is_freed in each if not (is_freed and is_over(f))]
+    newest = max(waiting, default=0)
+    return [
+        late(p) if is_freed else p
+        for f, p, is_freed in each
+        if not is_freed or not waiting or newest < f.serial < math.inf
+    ]
 
 
 def penalty_of(forward: Forward) -> Tensor:
-    """Return the penalty of a forward that a record keeps; see `_Late`."""
+    """Return the penalty of a forward that a record keeps; see late.py."""
     penalty = forward.get()
     assert penalty is not None  # a record keeps the graph
-    return _late(penalty) if forward.world is None and _is_freed(penalty) else penalty
-
-
-def _late(penalty: Tensor) -> Tensor:
-    late: Tensor = _Late.apply(penalty.detach().requires_grad_())  # type: ignore[no-untyped-call]
-    return late
-
-
-def is_repeated_by_checkpoint() -> bool:
-    """Whether torch.utils.checkpoint(use_reentrant=False) repeats the current forward.
-
-    It repeats forwards from the hook that unpacks a saved tensor. The other way to run a forward
-    inside a backward is a backward written in Python, as of use_reentrant=True.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if code.co_name == "unpack_hook" and code.co_filename == torch.utils.checkpoint.__file__:
-            return True
-        if code.co_name == "backward" and issubclass(
-            getattr(frame.f_locals.get("ctx"), "__class__", object), torch._C._FunctionBase
-        ):
-            return False
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+    return late(penalty) if forward.world is None and _is_freed(penalty) else penalty
