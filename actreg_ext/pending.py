@@ -21,7 +21,6 @@ import math
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
