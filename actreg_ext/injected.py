@@ -33,7 +33,8 @@ def set_injection_scale(
       accumulation=N: the gradient of the window is that of the mean loss.
 
     The scale is read when the backward runs. In compiled code and under torch.func it is read when
-    the forward runs. A copy of the model (copy.deepcopy, pickle) has the scale 1: set it again.
+    the forward runs. A copy of the model (copy.deepcopy, pickle) keeps a scale that is a number.
+    After any other scale the forward of the copy raises, until this is called for the copy.
 
     Args:
         model: the model; its modules with inject=True are set.

@@ -21,12 +21,12 @@ import math
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import _C
+from .late import late
 from .worlds import ESCAPED, World, modes, stack
 
 _MANY = 1000  # pending forwards of one module before a warning: their graphs fill the memory
@@ -34,11 +34,6 @@ _LIMIT = 4  # forwards of one module until its list is examined
 _serials = itertools.count(1)
 # Held while forwards are removed: only one thread may remove. Adding one needs no lock.
 _LOCK = threading.RLock()
-_LATE = (
-    "ActReg: this penalty was collected after the backward of its forward, which has freed the "
-    "graph. Call collect_penalty before the backward and add the penalty to the loss, or keep the "
-    "graph with backward(retain_graph=True)."
-)
 
 
 class Forward:
@@ -124,18 +119,6 @@ def _is_freed(penalty: Tensor) -> bool:
     return False
 
 
-class _Late(torch.autograd.Function):
-    """The identity. Its backward raises: see `_LATE`."""
-
-    @staticmethod
-    def forward(ctx: Any, penalty: Tensor) -> Tensor:
-        return penalty.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(_LATE)
-
-
 def _is_over(forward: Forward) -> bool:
     """Whether the step of a forward that is not the newest is over: see Note [Whose penalty]."""
     if forward.world is not None:
@@ -210,12 +193,11 @@ class Pending:
         with _LOCK:
             eager = self.eager[:]
             if world is not None:
-                running = [f for f in eager if f.world and f.world.is_running()]
                 level = world.level()
-                taken = [f for f in running if f.world and f.world.level() == level]
-                stay = [f for f in running if f.world and f.world.level() != level]
-                self._drop({id(f) for f in eager if f.world} - set(map(id, stay)))
-                return taken, [], False
+                running = [f for f in eager if f.world and f.world.is_running()]
+                stay = {id(f) for f in running if f.world and f.world.level() != level}
+                self._drop({id(f) for f in eager if f.world} - stay)
+                return [f for f in running if id(f) not in stay], [], False
             self._drop(set(map(id, eager)))
             compiled, self.compiled = list(links(self.compiled)), None
         escaped = bool(eager and eager[-1].world)
@@ -307,8 +289,8 @@ def _without_what_is_over(lists: list[list[Forward]], any_compiled: bool) -> lis
 def collected(forwards: list[Forward]) -> list[Tensor]:
     """Return the penalties of forwards that were taken.
 
-    If a backward has freed the graph of a forward, the step of this forward is over, so a penalty
-    of a newer forward does not come with it. If all are freed, see `_Late`.
+    If a backward has freed the graph of a forward, its step is over. So its penalty is dropped if a
+    newer forward still waits for its backward. If no forward waits, see late.py.
     """
     penalties, freed = [], []
     for forward in forwards:
@@ -320,21 +302,16 @@ def collected(forwards: list[Forward]) -> list[Tensor]:
         return penalties
     each = list(zip(forwards, penalties, freed, strict=True))
     waiting = [f.serial for f, p, is_freed in each if p.requires_grad and not is_freed]
-    newest = max(waiting, default=-math.inf)
-
-    def is_over(forward: Forward) -> bool:
-        return forward.serial < newest or (bool(waiting) and forward.serial == math.inf)
-
-    return [_late(p) if is_freed else p for f, p, is_freed in each if not (is_freed and is_over(f))]
+    newest = max(waiting, default=0)
+    return [
+        late(p) if is_freed else p
+        for f, p, is_freed in each
+        if not is_freed or not waiting or newest < f.serial < math.inf
+    ]
 
 
 def penalty_of(forward: Forward) -> Tensor:
-    """Return the penalty of a forward that a record keeps; see `_Late`."""
+    """Return the penalty of a forward that a record keeps; see late.py."""
     penalty = forward.get()
     assert penalty is not None  # a record keeps the graph
-    return _late(penalty) if forward.world is None and _is_freed(penalty) else penalty
-
-
-def _late(penalty: Tensor) -> Tensor:
-    late: Tensor = _Late.apply(penalty.detach().requires_grad_())  # type: ignore[no-untyped-call]
-    return late
+    return late(penalty) if forward.world is None and _is_freed(penalty) else penalty

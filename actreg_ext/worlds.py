@@ -1,4 +1,7 @@
-"""Where a forward runs: in a transform or a tracer, or repeated by activation checkpointing."""
+"""Where a forward runs: inside a transform or a tracer, or repeated by activation checkpointing.
+
+No maths here.
+"""
 
 from __future__ import annotations
 

@@ -387,6 +387,10 @@ def test_many_gradients_at_once_are_refused() -> None:
     injected, _ = both()
     parameters = dict(injected.named_parameters())
     with pytest.raises(RuntimeError, match="several gradients.*collect_penalty"):
+        x = torch.randn(5, 3, requires_grad=True)
+        y = injected(x).sum(0)
+        torch.autograd.grad(y, x, torch.eye(2), is_grads_batched=True)
+    with pytest.raises(RuntimeError, match="several gradients.*collect_penalty"):
         jacrev(lambda p: functional_call(injected, p, (torch.randn(5, 3),)).sum(1))(parameters)
 
 

@@ -67,6 +67,12 @@ struct ForwardNode {
     TORCH_CHECK(!at::GradMode::is_enabled(),
                 "ActReg(inject=True): a backward with create_graph=True would differentiate the "
                 "injected gradient too. Use inject=False and collect_penalty.");
+    const c10::DispatchKeySet batched(
+        {c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchBatched});
+    TORCH_CHECK(
+        !dy.key_set().has_any(batched),
+        "ActReg(inject=True): a backward of several gradients at once would add the gradient "
+        "of the penalty to each. Use inject=False and collect_penalty.");
     run.has_injected = true;
     const auto type = x_type == at::kDouble ? at::kDouble : at::kFloat;
     Tensor injected = run.scale.to(dy.options().dtype(type), /*non_blocking=*/true);
