@@ -16,8 +16,9 @@ from torch.overrides import has_torch_function_unary
 
 from . import arguments, dispatch, functional, settings
 from .collection import collect_penalty, discard_penalty
+from .forwards import Forward
 from .injection import Injection, inject_penalty
-from .pending import Forward, PenaltyModule, Pending
+from .pending import PenaltyModule, Pending
 from .records import MODULES, recorded, stack, watch
 from .reference import denominator
 from .settings import Ready

@@ -15,117 +15,21 @@ sum would put the graph of one step into the next. No maths here.
 
 from __future__ import annotations
 
-import gc
 import itertools
 import math
-import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 
-from . import _C
+from .forwards import CompiledForward, Forward, is_freed, is_over, links
+from .garbage import STORES, collect_garbage_of_compilation, note_compilation, removal
 from .late import late
 from .worlds import ESCAPED, World, modes, stack
 
 _MANY = 1000  # pending forwards of one module before a warning: their graphs fill the memory
 _LIMIT = 4  # forwards of one module until its list is examined
 _serials = itertools.count(1)
-# Held while forwards are removed: only one thread may remove. Adding one needs no lock.
-_LOCK = threading.RLock()
-
-
-class Forward:
-    """One forward of a module, in eager mode."""
-
-    __slots__ = ("is_recorded", "loose", "penalty", "serial", "sums", "world")
-
-    def __init__(
-        self, penalty: Tensor, world: World | None, serial: float, is_recorded: bool = False
-    ) -> None:
-        self.penalty: Tensor | None = penalty  # None: loose
-        self.world = world
-        self.serial = serial  # the number of this forward among all forwards in eager mode
-        self.loose: _C.LoosePenalty | None = None
-        self.sums: Tensor | None = None  # sum |t| and sum t^2, if a record asked for them
-        self.is_recorded = is_recorded  # by a record, which keeps the graph
-
-    def loosen(self) -> None:
-        """Stop keeping the graph alive, where something else may."""
-        penalty = self.penalty  # another thread may do the same
-        if penalty is not None and self.world is None and not self.is_recorded:
-            loose = _C.loosen(penalty)
-            if loose is not None:
-                self.loose = loose
-                self.penalty = None
-
-    def get(self) -> Tensor | None:
-        """Return the penalty; None if it is loose and its graph is gone."""
-        penalty = self.penalty
-        return self.loose.get() if penalty is None and self.loose is not None else penalty
-
-
-class CompiledForward:
-    """One forward of a module in compiled code: a link of a list, the newest first.
-
-    Compiled code makes instances, so they are as simple as this. It cannot ask in which world or
-    thread it runs.
-    """
-
-    def __init__(self, penalty: Tensor, older: CompiledForward | None) -> None:
-        self.penalty = penalty
-        self.older = older
-
-    sums: Tensor | None = None
-    is_seen = False  # by `records.sweep`
-
-    def as_forward(self) -> Forward:
-        """Return the same forward as eager mode has it."""
-        made = Forward(self.penalty, None, math.inf)  # it is not known when it ran
-        made.sums = self.sums
-        return made
-
-
-_has_compiled = False
-
-
-def _note_compilation() -> None:
-    """Note that torch.compile traces this. A compiled program does not run it."""
-    global _has_compiled
-    _has_compiled = True
-
-
-# What torch.compiler.assume_constant_result sets, without the second that its import takes.
-_note_compilation._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def links(newest: CompiledForward | None) -> Iterator[CompiledForward]:
-    """Yield the forwards of a list, the newest first."""
-    while newest is not None:
-        yield newest
-        newest = newest.older
-
-
-def _is_freed(penalty: Tensor) -> bool:
-    freed = _C.is_freed(penalty)
-    if freed is not None:
-        return freed
-    if isinstance(penalty.grad_fn, torch.autograd.function.BackwardCFunction):
-        try:
-            penalty.grad_fn._raw_saved_tensors  # noqa: B018
-        except RuntimeError:  # of a compiled program's node whose backward has run
-            return True
-    return False
-
-
-def _is_over(forward: Forward) -> bool:
-    """Whether the step of a forward that is not the newest is over: see Note [Whose penalty]."""
-    if forward.world is not None:
-        return not forward.world.is_running()
-    forward.loosen()
-    penalty = forward.get()
-    return penalty is None or _is_freed(penalty)
 
 
 class Pending:
@@ -137,6 +41,7 @@ class Pending:
         self.warned = False
         self.compiled: CompiledForward | None = None  # the newest
         self.watched: CompiledForward | None = None  # the newest of those only a record may read
+        STORES.add(self)
 
     def add_compiled(self, penalty: Tensor, sums: Tensor | None, counts: bool) -> None:
         """Put a forward in front of a list, in code that torch.compile traces."""
@@ -145,7 +50,7 @@ class Pending:
         else:
             self.watched = made = CompiledForward(penalty, self.watched)
         made.sums = sums
-        _note_compilation()
+        note_compilation()
 
     def add(self, penalty: Tensor, is_recorded: bool = False) -> Forward:
         """Add a forward in eager mode. This runs in each training forward, so it must be fast."""
@@ -160,7 +65,7 @@ class Pending:
         """Drop what is over, so that a program which never collects keeps no graphs."""
         # Each layer's penalty keeps the graph up to this layer, so a look at one list alone would
         # find all its graphs in use. Loose penalties let the graphs go.
-        over = {id(forward) for forward in self.eager[:-1] if _is_over(forward)}
+        over = {id(forward) for forward in self.eager[:-1] if is_over(forward)}
         self._drop(over)
         self.limit = max(_LIMIT, 2 * len(self.eager))
         if len(self.eager) >= _MANY and not self.warned:
@@ -174,7 +79,7 @@ class Pending:
 
     def _drop(self, ids: set[int]) -> None:
         """Drop some forwards in eager mode, by their ids."""
-        with _LOCK:
+        with removal:
             eager = self.eager
             count = len(eager)  # another thread may add more meanwhile
             dropped = eager[:count]  # they are freed after the lock
@@ -190,7 +95,7 @@ class Pending:
         A forward has escaped if it ran in a world that has ended. Inside a world the forwards from
         outside stay: the caller's transform must not take them.
         """
-        with _LOCK:
+        with removal:
             eager = self.eager[:]
             if world is not None:
                 level = world.level()
@@ -207,11 +112,12 @@ class Pending:
         """Remove some forwards, wherever they are in the lists."""
         removed = set(map(id, forwards))
         self._drop(removed)
-        kept = [f for f in links(self.compiled) if id(f) not in removed]
-        self.compiled = None
-        for forward in reversed(kept):
-            forward.older = self.compiled
-            self.compiled = forward
+        with removal:
+            kept = [f for f in links(self.compiled) if id(f) not in removed]
+            self.compiled = None
+            for forward in reversed(kept):
+                forward.older = self.compiled
+                self.compiled = forward
 
 
 class PenaltyModule(nn.Module):
@@ -232,7 +138,7 @@ def take(stores: list[Pending]) -> tuple[list[Forward], bool]:
     """
     world = None if stack() is None and modes() == 0 else World.current()
     lists, escaped, any_compiled = [], False, False
-    with _LOCK:
+    with removal:
         for store in stores:
             if world is None and store.compiled is None:  # the usual case, as short as possible
                 if not store.eager:
@@ -249,26 +155,18 @@ def take(stores: list[Pending]) -> tuple[list[Forward], bool]:
     if escaped:
         raise RuntimeError(ESCAPED)
     if world is None and any(len(forwards) > 1 for forwards in lists):
-        lists = _without_what_is_over(lists, any_compiled)
+        lists = _without_whatis_over(lists, any_compiled)
     return [forward for forwards in lists for forward in forwards], any_compiled
 
 
-def _collect_garbage_of_compilation() -> None:
-    """Free the graphs that torch.compile holds in circles of objects after it has compiled."""
-    global _has_compiled
-    if _has_compiled:
-        _has_compiled = False
-        gc.collect()
-
-
-def _without_what_is_over(lists: list[list[Forward]], any_compiled: bool) -> list[list[Forward]]:
+def _without_whatis_over(lists: list[list[Forward]], any_compiled: bool) -> list[list[Forward]]:
     """Drop the forwards whose step is over; each list has the newest last."""
     # A graph may be kept by the penalty of a later layer, so all are made loose before one is read.
     for forwards in lists:
         for forward in forwards[:-1]:
             forward.loosen()
     if any_compiled:
-        _collect_garbage_of_compilation()
+        collect_garbage_of_compilation()
     # A module that ran in a skipped step only (an expert, a branch) has no later forward. But other
     # modules have run both before its forward and after it.
     spans = [
@@ -280,7 +178,7 @@ def _without_what_is_over(lists: list[list[Forward]], any_compiled: bool) -> lis
         if any(begin < newest.serial < end for newest in forwards[-1:] for begin, end in spans):
             forwards[-1].loosen()
     return [
-        [f for f in forwards[:-1] if not _is_over(f)]
+        [f for f in forwards[:-1] if not is_over(f)]
         + [f for f in forwards[-1:] if f.get() is not None]
         for forwards in lists
     ]
@@ -297,7 +195,7 @@ def collected(forwards: list[Forward]) -> list[Tensor]:
         penalty = forward.get()
         assert penalty is not None  # take() has dropped those whose graph is gone
         penalties.append(penalty)
-        freed.append(forward.world is None and _is_freed(penalty))
+        freed.append(forward.world is None and is_freed(penalty))
     if True not in freed:
         return penalties
     each = list(zip(forwards, penalties, freed, strict=True))
@@ -314,4 +212,4 @@ def penalty_of(forward: Forward) -> Tensor:
     """Return the penalty of a forward that a record keeps; see late.py."""
     penalty = forward.get()
     assert penalty is not None  # a record keeps the graph
-    return late(penalty) if forward.world is None and _is_freed(penalty) else penalty
+    return late(penalty) if forward.world is None and is_freed(penalty) else penalty

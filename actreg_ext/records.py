@@ -12,7 +12,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from .pending import CompiledForward, Forward, PenaltyModule, links, penalty_of
+from .forwards import CompiledForward, Forward, links
+from .pending import PenaltyModule, penalty_of
 from .worlds import ESCAPED
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ See Note [Whose penalty] in pending.py. Records are in test_records.py.
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import sys
@@ -24,6 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from actreg_ext import collect_penalty, discard_penalty
+from actreg_ext.forwards import links
 from actreg_ext.nn import ActReg
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled_yet", "default_device")
@@ -204,6 +206,25 @@ class TestForgottenSteps:
         for _ in range(100):
             grad(lambda t: layer(t).sum())(torch.ones(3))
         assert len(layer._pending.eager) <= 4
+
+    @pytest.mark.parametrize("trains", [True, False])
+    def test_no_graph_of_compiled_code_is_kept(self, trains: bool) -> None:
+        """The garbage collector drops them, because no code of ours runs between the steps."""
+        model = network()
+        run = torch.compile(model, backend="aot_eager")
+        outputs = []
+        for step in range(40):
+            y = run(torch.randn(5, 3))
+            if step in (20, 21):
+                outputs.append(y)
+            elif trains:
+                y.sum().backward()
+        gc.collect()
+        for layer in (model[1], model[3]):
+            assert len(list(links(layer._pending.compiled))) == 3  # the newest, two in use
+        del outputs[0]
+        gc.collect()
+        assert len(list(links(model[1]._pending.compiled))) == 2
 
     @pytest.mark.parametrize("collects", [True, False])
     def test_a_checkpoint_around_a_compiled_block(self, collects: bool) -> None:
