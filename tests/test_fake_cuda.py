@@ -20,7 +20,7 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from actreg_ext import _C, _build, collect_penalty, doctor, functional, ops, reference
+from actreg_ext import _C, _build, collect_penalty, dispatch, doctor, ops, reference
 from actreg_ext.functional import ActRegOutput, act_reg, dropout_mask
 from actreg_ext.nn import ActReg
 from tests.test_layouts import DENSE, LAYOUTS, STRIDED, strides
@@ -483,8 +483,8 @@ def test_export(strict: bool, dynamic: bool) -> None:
 
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "_DEVICES", functional._DEVICES - {"cuda"})
-    monkeypatch.setattr(functional, "_warned", set())
+    monkeypatch.setattr(dispatch, "DEVICES", dispatch.DEVICES - {"cuda"})
+    monkeypatch.setattr(dispatch, "_warned", set())
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5])
