@@ -90,6 +90,9 @@ def is_over(forward: Forward) -> bool:
     """Whether the step of a forward that is not the newest is over: see Note [Whose penalty]."""
     if forward.world is not None:
         return not forward.world.is_running()
+    penalty = forward.penalty
+    if penalty is not None and not forward.is_recorded and _C.is_in_use(penalty) is False:
+        return True  # what usually holds, and the cheapest to ask
     forward.loosen()
     penalty = forward.get()
     return penalty is None or is_freed(penalty)

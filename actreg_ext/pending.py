@@ -28,7 +28,7 @@ from .late import late
 from .worlds import ESCAPED, World, modes, stack
 
 _MANY = 1000  # pending forwards of one module before a warning: their graphs fill the memory
-_LIMIT = 4  # forwards of one module until its list is examined
+_LIMIT = 8  # forwards of one module until its list is examined
 _serials = itertools.count(1)
 
 
