@@ -162,7 +162,7 @@ def check_injection(
         InjectionCheck: true if nothing differs; `message` says what differs.
 
     Raises:
-        TypeError: `model` is not an nn.Module.
+        TypeError: `model` is not an nn.Module, or `loss_fn` cannot be called.
         ValueError: no module has inject=True.
 
     Example:
@@ -171,6 +171,10 @@ def check_injection(
         >>> print(check_injection(model, torch.randn(3, 4), torch.sum).message)
         the gradients of 2 parameters agree
     """
+    if not callable(loss_fn):
+        raise TypeError(
+            f"loss_fn must be a function of the output, but got {errors.shown(loss_fn)}"
+        )
     modules = _injecting(model)
     parameters = {n: t for n, t in model.named_parameters() if t.requires_grad}
     saved = [(module, module._injection) for module in modules]

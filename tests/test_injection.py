@@ -490,5 +490,7 @@ def test_bad_input(arguments: dict[str, Any], error: type[Exception], text: str)
         set_injection_scale(model, **arguments)
     with pytest.raises(ValueError, match="no ActReg with inject=True"):
         penalty_values(nn.Sequential(nn.ReLU(), ActReg(l1=1.0)))
+    with pytest.raises(TypeError, match="loss_fn must be a function"):
+        check_injection(model, torch.randn(5, 3), 3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="inject must be True or False"):
         ActReg(inject=1)  # type: ignore[arg-type]
