@@ -45,20 +45,20 @@ def run(
     keep_input: bool,
 ) -> ActRegOutput:
     """Compute `act_reg` from arguments that are already checked, except the input."""
+    if p == 0.0 and is_exporting():
+        if torch.compiler._is_exporting_flag:
+            check_input(input)
+            return composite(input, activation, parameters, l1, l2, p, penalty_on, reduction, seed)
+        if not l1 and not l2:  # torch.jit.trace; with a penalty the operator divides it by D
+            check_input(input)
+            output = ACTIVATIONS[activation][0](input, *parameters)
+            return ActRegOutput(output, output.new_zeros((), dtype=accumulation_dtype(output)))
     if is_dynamo_compiling() or not (input.is_cpu or input.device.type in DEVICES):
         check_input(input)
         call = (input, activation, parameters, l1, l2, p, penalty_on, reduction, seed)
-        if p == 0.0 and is_exporting():
-            return composite(*call)
         if input.device.type not in DEVICES:
             return _without_kernel(*call)
         return _traced(*call, keep_input)
-    if p == 0.0 and is_exporting():
-        if torch.compiler._is_exporting_flag:
-            return composite(input, activation, parameters, l1, l2, p, penalty_on, reduction, seed)
-        if not l1 and not l2:  # torch.jit.trace; with a penalty the operator divides it by D
-            output = ACTIVATIONS[activation][0](input, *parameters)
-            return ActRegOutput(output, output.new_zeros((), dtype=accumulation_dtype(output)))
     try:
         state = None if seed is None or p == 0.0 else rng_state(seed, input)
         on_output = penalty_on == "output"

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from . import _C
 from .worlds import World
+
+# Every ActReg, by its id, in the order in which they were made. Compiled code cannot report its
+# forwards, so records.py and garbage.py look for them here.
+MODULES: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 
 class Forward:

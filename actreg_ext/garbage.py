@@ -8,22 +8,11 @@ from __future__ import annotations
 
 import gc
 import threading
-from typing import Any, Protocol
-from weakref import WeakSet
 
 from . import _C
-from .forwards import CompiledForward, is_freed, links
+from .forwards import MODULES, CompiledForward, is_freed, links
 
 _has_compiled = False
-
-
-class Store(Protocol):
-    """What this file reads of a module's Pending."""
-
-    compiled: CompiledForward | None
-
-
-STORES: WeakSet[Any] = WeakSet()  # every Store
 
 
 class Removal:
@@ -73,26 +62,28 @@ def _tidy(phase: str, info: dict[str, int]) -> None:
         return
     try:
         if removal.depth == 0:  # else this thread is in the middle of one
-            drop_what_is_over([s for s in STORES if s.compiled and s.compiled.older])
+            # valuerefs() is one step: another thread may make a module meanwhile.
+            modules = [module for ref in MODULES.valuerefs() if (module := ref()) is not None]
+            newest = [module._pending.compiled for module in modules]
+            drop_what_is_over([forward for forward in newest if forward and forward.older])
     finally:
         removal.lock.release()
 
 
-def drop_what_is_over(stores: list[Store]) -> None:
-    """Drop the compiled forwards whose step is over, but for the newest of each module."""
-    older = [(store, list(links(store.compiled))) for store in stores]
+def drop_what_is_over(newest: list[CompiledForward]) -> None:
+    """Drop the compiled forwards whose step is over; keep the newest of each module."""
+    lists = [list(links(forward)) for forward in newest]
     # One program has made the penalties of many layers, and each penalty keeps the graph of all.
     loose = {}
-    for _, forwards in older:
-        for forward in forwards[1:]:
+    for _, *older in lists:
+        for forward in older:
             loose[id(forward)] = _C.loosen(forward.penalty) or forward.penalty
             del forward.penalty
-    for _, forwards in older:
-        newest, *rest = forwards
-        for forward in rest:
+    for last, *older in lists:
+        for forward in older:
             kept = loose.pop(id(forward))
             penalty = kept.get() if isinstance(kept, _C.LoosePenalty) else kept
             if penalty is not None and not is_freed(penalty):
                 forward.penalty = penalty
-                newest.older = newest = forward
-        newest.older = None
+                last.older = last = forward
+        last.older = None

@@ -16,10 +16,10 @@ from torch.overrides import has_torch_function_unary
 
 from . import arguments, dispatch, functional, settings
 from .collection import collect_penalty, discard_penalty
-from .forwards import Forward
+from .forwards import MODULES, Forward
 from .injection import Injection, inject_penalty
 from .pending import PenaltyModule, Pending
-from .records import MODULES, recorded, stack, watch
+from .records import recorded, stack, watch
 from .reference import denominator
 from .settings import Ready
 from .torch_activations import ACTIVATIONS
@@ -199,36 +199,40 @@ class ActReg(PenaltyModule):
         if _is_proxy(input):
             leaf: Tensor = _leaf(self, input)
             return leaf
-        if not self.training and not watch.is_on:
-            if self.activation == "identity":
-                return input
-            if dispatch.is_exporting():
-                return self._plain(input)
+        plain = self._without_operator(input)
+        if plain is not None:
+            return plain
         output, penalty, sums = self._run(input, self.activation_parameters)
         return self._finish(output, penalty, sums)
 
     def _forward_in_any_mode(self, input: Tensor, ready: settings.Ready) -> Tensor:
         """Run forward in place, traced by torch.jit, for a record, or without a kernel."""
         arguments.check_input(input)
-        training, name = self.training, ready.name
-        p = ready.p if training else 0.0
-        if not training and not watch.is_on:
-            if name == "identity":
-                return input
-            if dispatch.is_exporting():
-                return self._plain(input)
+        plain = self._without_operator(input)
+        if plain is not None:
+            return plain
+        p = ready.p if self.training else 0.0
         if watch.wants_sums:
             return self._finish(*self._run(input, ready.given))
         _, l1, l2, reduction, keep_input = ready.rest
-        call = (input, name, ready.parameters, l1, l2, p, self.penalty_on, reduction, None)
+        call = (input, ready.name, ready.parameters, l1, l2, p, self.penalty_on, reduction, None)
         if self.inplace:
             output, penalty = dispatch.run_in_place(*call, keep_input)
         else:
             output, penalty = dispatch.run(*call, keep_input)
         return self._finish(output, penalty, None)
 
-    def _plain(self, input: Tensor) -> Tensor:
-        """Compute the activation with operators of torch alone, for an exported program."""
+    def _without_operator(self, input: Tensor) -> Tensor | None:
+        """Return the output in eval mode where the operator is not needed, else None.
+
+        An exported program has operators of torch alone.
+        """
+        if self.training or watch.is_on:
+            return None
+        if self.activation == "identity":
+            return input
+        if not dispatch.is_exporting():
+            return None
         name, parameters = arguments.resolve(self.activation, self.activation_parameters, "ActReg")
         output = ACTIVATIONS[name][0](input, *parameters)
         return input.copy_(output) if self.inplace else output

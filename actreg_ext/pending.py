@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from .forwards import CompiledForward, Forward, is_freed, is_over, links
-from .garbage import STORES, collect_garbage_of_compilation, note_compilation, removal
+from .garbage import collect_garbage_of_compilation, note_compilation, removal
 from .late import late
 from .worlds import ESCAPED, World, modes, stack
 
@@ -41,7 +41,6 @@ class Pending:
         self.warned = False
         self.compiled: CompiledForward | None = None  # the newest
         self.watched: CompiledForward | None = None  # the newest of those only a record may read
-        STORES.add(self)
 
     def add_compiled(self, penalty: Tensor, sums: Tensor | None, counts: bool) -> None:
         """Put a forward in front of a list, in code that torch.compile traces."""
@@ -136,7 +135,7 @@ def take(stores: list[Pending]) -> tuple[list[Forward], bool]:
     Raises:
         RuntimeError: the newest forward of a module has escaped from its world.
     """
-    world = None if stack() is None and modes() == 0 else World.current()
+    world = World.current()
     lists, escaped, any_compiled = [], False, False
     with removal:
         for store in stores:
@@ -155,11 +154,11 @@ def take(stores: list[Pending]) -> tuple[list[Forward], bool]:
     if escaped:
         raise RuntimeError(ESCAPED)
     if world is None and any(len(forwards) > 1 for forwards in lists):
-        lists = _without_whatis_over(lists, any_compiled)
+        lists = _without_what_is_over(lists, any_compiled)
     return [forward for forwards in lists for forward in forwards], any_compiled
 
 
-def _without_whatis_over(lists: list[list[Forward]], any_compiled: bool) -> list[list[Forward]]:
+def _without_what_is_over(lists: list[list[Forward]], any_compiled: bool) -> list[list[Forward]]:
     """Drop the forwards whose step is over; each list has the newest last."""
     # A graph may be kept by the penalty of a later layer, so all are made loose before one is read.
     for forwards in lists:

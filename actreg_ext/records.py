@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from .forwards import CompiledForward, Forward, links
+from .forwards import MODULES, CompiledForward, Forward, links
 from .pending import PenaltyModule, penalty_of
 from .worlds import ESCAPED
 
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-# Every ActReg: compiled code cannot tell a record of its forwards, so a record looks for them.
-# In the order in which they were made, by their id.
-MODULES: WeakValueDictionary[int, PenaltyModule] = WeakValueDictionary()
 _LOCK = threading.Lock()
 
 
