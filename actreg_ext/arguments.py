@@ -31,6 +31,11 @@ OPTIONS = {
         "reduction",
         "seed",
         "keep",
+        "channel_dim",
+        "row_weight",
+        "shared_dims",
+        "dropout",
+        "shard",
     ),
     "ActReg": (
         "activation",
@@ -65,16 +70,20 @@ _CONSTRAINTS: dict[str, tuple[Callable[..., bool], str]] = {
 
 def check(
     input: Tensor,
-    l1: float,
-    l2: float,
-    p: float,
+    l1: float | Tensor,
+    l2: float | Tensor,
+    p: float | Tensor,
     training: bool,
     penalty_on: str,
     reduction: str,
     seed: int | Tensor | None,
     keep: str = "auto",
-) -> tuple[float, float, float]:
-    """Check all arguments of `act_reg` except the activation; return l1, l2 and p as floats."""
+) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
+    """Check the arguments of `act_reg` except the activation and those of rows.py.
+
+    Returns:
+        l1, l2 and p: numbers as floats; tensors unchanged, rows.py checks them.
+    """
     check_input(input)
     if training is not True and training is not False:
         raise TypeError(f"training must be True or False, but got {errors.shown(training)}")
@@ -83,7 +92,11 @@ def check(
     choice("keep", keep, KEEP)
     if seed is not None:
         check_seed(seed)
-    return coefficient("l1", l1), coefficient("l2", l2), probability(p)
+    return (
+        l1 if isinstance(l1, Tensor) else coefficient("l1", l1),
+        l2 if isinstance(l2, Tensor) else coefficient("l2", l2),
+        p if isinstance(p, Tensor) else probability(p),
+    )
 
 
 def check_input(input: object) -> None:
@@ -198,17 +211,21 @@ def check_seed(seed: object) -> None:
         raise ValueError(f"seed must be in [-2^63, 2^64 - 1], but got {seed}")
 
 
-def rng_state(seed: int | Tensor, x: Tensor) -> Tensor:
-    """Return a seed, already checked, as a new int64 tensor {seed, offset} on the device of x."""
+def rng_state(seed: int | Tensor, x: Tensor, p: float | Tensor = 0.0) -> Tensor:
+    """Return a seed, already checked, as a new int64 tensor on the device of x.
+
+    The tensor is {seed, offset}, and {seed, offset, T} if p is a tensor.
+    """
     state: Tensor
+    at = (p,) if isinstance(p, Tensor) else ()
     if isinstance(seed, Tensor):
-        state = torch.ops.actreg.rng_state(x, seed.to(x.device), 0)
+        state = torch.ops.actreg.rng_state(x, seed.to(x.device), 0, *at)
     else:
         # Not when compiling: a seed that varies must stay symbolic there.
         if not torch.compiler.is_compiling():
             seed = int(seed)  # also for NumPy's integers
         signed = seed - 2**64 if seed >= 2**63 else seed  # the same 64 bits
-        state = torch.ops.actreg.rng_state(x, None, signed)
+        state = torch.ops.actreg.rng_state(x, None, signed, *at)
     return state
 
 

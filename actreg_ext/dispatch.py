@@ -19,9 +19,9 @@ from .reference import (
     ActRegOutput,
     accumulation_dtype,
     composite,
+    composite_sums,
     draw,
     memory_order,
-    output_and_composite_sums,
 )
 from .torch_activations import ACTIVATIONS
 
@@ -100,9 +100,10 @@ def output_and_sums(
     keep_input: bool,
 ) -> tuple[Tensor, Tensor]:
     """Compute y and the tensor {sum |t|, sum t^2}, from arguments that are already checked."""
-    state = draw(x.device) if p > 0 else None
     if x.device.type not in DEVICES or (p == 0 and is_exporting()):
-        return output_and_composite_sums(x, activation, parameters, p, penalty_on, state)
+        sums = composite_sums(x, activation, parameters, p, penalty_on, None)
+        return sums.output, torch.stack((sums.l1, sums.l2))
+    state = draw(x.device) if p > 0 else None
     result: tuple[Tensor, Tensor] = ops.forward(
         x,
         state,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arguments import check, resolve, rng_state
+from .rows import FLAT, Rows, Shard, check_rows
 from .torch_activations import ACTIVATIONS as ACTIVATIONS  # a public name of this module
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ COUNTS: dict[str, Callable[[Tensor], int]] = {
     "batch": lambda x: math.prod(x.shape[:1]),  # 1 for a 0-d tensor: an empty product
     "token": lambda x: math.prod(x.shape[:-1]),
 }
+
+
+# Alpha dropout sets an element to selu's limit at -inf: -scale * alpha.
+SELU_LIMIT = -1.7580993408473766
 
 
 class _Fields(NamedTuple):
@@ -54,18 +59,43 @@ class ActRegOutput(_Fields):
         return tuple.__new__(cls, output if penalty is None else (output, penalty))
 
 
+class ActSums(NamedTuple):
+    """What `act_sums` returns: the output and the sums over the rows, for each channel.
+
+    Attributes:
+        output: y, of the shape and dtype of the input.
+        l1: S1, the sum of w * |t|, of shape [C]; float32 (float64 for a float64 input). Without
+            channel_dim the sums are 0-d.
+        l2: S2, the sum of w * t^2, of the same shape and dtype.
+        count: N, the number of rows with w != 0 and t != 0, of the same shape, int64.
+        weight: W, the sum of w over all elements of the input, 0-d, of the dtype of the sums.
+            Without row_weight: the number of elements.
+    """
+
+    output: Tensor
+    l1: Tensor
+    l2: Tensor
+    count: Tensor
+    weight: Tensor
+
+
 def act_reg(
     input: Tensor,
     activation: str | nn.Module = "relu",
     *,
-    l1: float = 0.0,
-    l2: float = 0.0,
-    p: float = 0.0,
+    l1: float | Tensor = 0.0,
+    l2: float | Tensor = 0.0,
+    p: float | Tensor = 0.0,
     training: bool = True,
     penalty_on: str = "activation",
     reduction: str = "mean",
     seed: int | Tensor | None = None,
     keep: str = "auto",
+    channel_dim: int | None = None,
+    row_weight: Tensor | None = None,
+    shared_dims: Sequence[int] = (),
+    dropout: str = "standard",
+    shard: Shard | None = None,
     **activation_parameters: float | str,
 ) -> ActRegOutput:
     """Compute y = where(keep, act(x) * s, 0) and (l1 * sum|t| + l2 * sum t^2) / D.
@@ -82,72 +112,140 @@ def act_reg(
     """
     name, parameters = resolve(activation, activation_parameters)
     l1, l2, p = check(input, l1, l2, p, training, penalty_on, reduction, seed, keep)
+    options = (channel_dim, row_weight, shared_dims, dropout, shard)
+    rows = check_rows(input, l1, l2, p, penalty_on, *options)
     if not training:
         p = 0.0
-    return composite(input, name, parameters, l1, l2, p, penalty_on, reduction, seed)
+    return composite(input, name, parameters, l1, l2, p, penalty_on, reduction, seed, rows)
+
+
+def act_sums(
+    input: Tensor,
+    activation: str | nn.Module = "relu",
+    *,
+    p: float | Tensor = 0.0,
+    training: bool = True,
+    penalty_on: str = "activation",
+    seed: int | Tensor | None = None,
+    keep: str = "auto",
+    channel_dim: int | None = None,
+    row_weight: Tensor | None = None,
+    shared_dims: Sequence[int] = (),
+    dropout: str = "standard",
+    shard: Shard | None = None,
+    **activation_parameters: float | str,
+) -> ActSums:
+    """Compute y and the sums that penalties are made of, for each channel.
+
+    Takes the same arguments as `actreg_ext.functional.act_sums`, which documents them.
+
+    Example:
+        >>> sums = act_sums(torch.tensor([[-1.0, 2.0], [3.0, 4.0]]), "relu", channel_dim=1)
+        >>> sums.l1, sums.count
+        (tensor([3., 6.]), tensor([1, 2]))
+    """
+    name, parameters = resolve(activation, activation_parameters)
+    _, _, p = check(input, 0.0, 0.0, p, training, penalty_on, "sum", seed, keep)
+    options = (channel_dim, row_weight, shared_dims, dropout, shard)
+    rows = check_rows(input, 0.0, 0.0, p, penalty_on, *options)
+    p = p if training else 0.0
+    return composite_sums(input, name, parameters, p, penalty_on, seed, rows)
 
 
 def composite(
     x: Tensor,
     activation: str,
     parameters: tuple[float, ...],
-    l1: float,
-    l2: float,
-    p: float,
+    l1: float | Tensor,
+    l2: float | Tensor,
+    p: float | Tensor,
     penalty_on: str,
     reduction: str,
     seed: int | Tensor | None,
+    rows: Rows = FLAT,
 ) -> ActRegOutput:
     """Compute `act_reg` from arguments that are already checked."""
-    size = denominator(x, reduction)
-    state = None
-    if p > 0:
-        state = draw(x.device) if seed is None else rng_state(seed, x)
-    y, t = _output_and_t(x, activation, parameters, p, penalty_on, state)
-    penalty = t.flatten()[:0].sum()  # 0, but part of the autograd graph even if l1 = l2 = 0
-    if l1:  # a penalty with coefficient 0 is left out: 0 * inf would be NaN
-        penalty = penalty + l1 * t.abs().sum() / size
-    if l2:
-        penalty = penalty + l2 * t.square().sum() / size
-    return ActRegOutput(y, penalty)
+    sums = composite_sums(x, activation, parameters, p, penalty_on, seed, rows)
+    return ActRegOutput(sums.output, penalty_of(x, sums, l1, l2, reduction, rows))
 
 
-def output_and_composite_sums(
+def penalty_of(
+    x: Tensor,
+    sums: ActSums,
+    l1: float | Tensor,
+    l2: float | Tensor,
+    reduction: str,
+    rows: Rows,
+) -> Tensor:
+    """Compute sum_c (l1_c * S1[c] + l2_c * S2[c]) / D."""
+    total = sums.l1.flatten()[:0].sum()  # 0, but part of the autograd graph even if l1 = l2 = 0
+    for coefficient, value in ((l1, sums.l1), (l2, sums.l2)):
+        # A number 0 switches its penalty off: 0 * inf would be NaN. Tensors are not looked at.
+        if isinstance(coefficient, Tensor) or coefficient:
+            total = total + (coefficient * value).sum()
+    if rows.row_weight is None or reduction in ("sum", "batch"):
+        return (total / denominator(x, reduction)).to(sums.l1.dtype)
+    size = sums.weight
+    if reduction == "token":
+        size = size / max(math.prod(x.shape[-1:]), 1)
+    is_empty = size == 0  # without rows the penalty is 0
+    return torch.where(is_empty, 0.0, total / torch.where(is_empty, 1.0, size)).to(sums.l1.dtype)
+
+
+def composite_sums(
     x: Tensor,
     activation: str,
     parameters: tuple[float, ...],
-    p: float,
+    p: float | Tensor,
     penalty_on: str,
-    state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Compute y and {sum |t|, sum t^2}; `state` is {seed, offset} if p > 0."""
-    y, t = _output_and_t(x, activation, parameters, p, penalty_on, state)
-    return y, torch.stack((t.abs().sum(), t.square().sum()))
-
-
-def _output_and_t(
-    x: Tensor,
-    activation: str,
-    parameters: tuple[float, ...],
-    p: float,
-    penalty_on: str,
-    state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Compute y and t. t has the type in which sums are computed."""
+    seed: int | Tensor | None,
+    rows: Rows = FLAT,
+) -> ActSums:
+    """Compute `act_sums` from arguments that are already checked."""
     order = memory_order(x)
     if not order:
         x = x.contiguous()
     function, _ = ACTIVATIONS[activation]
     a = function(x, *parameters)
     y = a
-    if state is not None:
+    if isinstance(p, Tensor) or p > 0:
+        state = draw(x.device) if seed is None else rng_state(seed, x)
         kept = kept_of_65536(p)
-        keep = in_order(random16(state[0], state[1], x.numel()) < kept, x.shape, order)
-        # A select, not a product with a mask: 0 * inf would be NaN. The scale is computed from the
-        # integer threshold, not from p, so that the expected y is exactly a.
-        y = torch.where(keep, a * (65536 / max(kept, 1)), 0.0)
-    t = a if penalty_on == "activation" else y
-    return y, t.to(accumulation_dtype(t))  # float16 sums would overflow
+        at = positions(x, order, rows)
+        keep = random16(state[0], state[1], at) < kept
+        y = _dropped(a, keep, kept, rows.alpha)
+    # t has the type in which sums are computed: float16 sums would overflow.
+    t = (a if penalty_on == "activation" else y).to(accumulation_dtype(a))
+    w = torch.ones((), dtype=t.dtype, device=t.device)
+    if rows.row_weight is not None:
+        w = rows.row_weight.to(t.dtype)
+    counts = w != 0  # rows of weight 0 are left out, even if t is infinite or NaN there
+
+    def over_rows(values: Tensor) -> Tensor:
+        if rows.channel_dim is None:
+            return values.sum()
+        return values.movedim(rows.channel_dim, 0).unsqueeze(-1).flatten(1).sum(1)
+
+    return ActSums(
+        y,
+        over_rows(torch.where(counts, w * t.abs(), 0.0)),
+        over_rows(torch.where(counts, w * t.square(), 0.0)),
+        over_rows(counts & (t != 0)),
+        w.expand(x.shape).sum(),
+    )
+
+
+def _dropped(a: Tensor, keep: Tensor, kept: Any, alpha: bool) -> Tensor:
+    """Apply dropout. `kept` is T; the scale is computed from T, so the mean y is exactly a."""
+    some = kept.clamp(min=1) if isinstance(kept, Tensor) else max(kept, 1)  # T = 0: y is 0
+    q = some / 65536
+    if not alpha:  # a select, not a product with a mask: 0 * inf would be NaN
+        return torch.where(keep, a * (1 / q), 0.0)
+    # Klambauer et al., "Self-Normalizing Neural Networks", arXiv:1706.02515: if the mean and the
+    # variance of a are 0 and 1, those of y are 0 and 1 too.
+    scale = (kept > 0) * (q * (1 + SELU_LIMIT**2 * (1 - q))) ** -0.5
+    shift = -scale * SELU_LIMIT * (1 - q)
+    return torch.where(keep, a * scale + shift, SELU_LIMIT * scale + shift)
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
@@ -197,12 +295,25 @@ def memory_order(x: Tensor) -> tuple[int, ...]:
     return tuple(order) if is_dense(order) else ()
 
 
-def in_order(values: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:
-    """Return the 1-d tensor `values` as a tensor of `shape`, filled in the memory order `order`."""
-    if not order:
-        return values.view(shape)
-    inverse = [order.index(dim) for dim in range(len(order))]
-    return values.view([shape[dim] for dim in order]).permute(inverse)
+def positions(x: Tensor, order: Sequence[int], rows: Rows = FLAT) -> Tensor:
+    """Return the position of each element of x: which 16 random bits it uses.
+
+    The position is the element's index in memory order. Shared dimensions are left out, so one
+    position serves all elements along them. For a shard the index is the one in the whole tensor.
+
+    Returns:
+        int64, of a shape that broadcasts to the shape of x.
+    """
+    sizes = rows.global_shape or x.shape
+    offsets = rows.offsets or (0,) * x.dim()
+    position = torch.zeros((1,) * x.dim(), dtype=torch.int64, device=x.device)
+    stride = 1
+    for dim in reversed(order or range(x.dim())):
+        if dim not in rows.shared_dims:
+            index = torch.arange(x.shape[dim], device=x.device) + offsets[dim]
+            position = position + (index * stride).view([-1] + [1] * (x.dim() - dim - 1))
+            stride *= sizes[dim]
+    return position
 
 
 def draw(device: torch.device) -> Tensor:
@@ -215,24 +326,26 @@ def draw(device: torch.device) -> Tensor:
     return F.pad(seed, (0, 1))
 
 
-def kept_of_65536(p: float) -> int:
+def kept_of_65536(p: float | Tensor) -> Any:
     """Return T: an element is kept when its 16 random bits are below T."""
+    if isinstance(p, Tensor):
+        return ((1 - p.double()) * 65536).round().long()
     return round((1 - p) * 65536)
 
 
-def random16(seed: Tensor, offset: Tensor, n: int) -> Tensor:
-    """Return r(0), ..., r(n - 1): 16 random bits for each position, as int64 of shape [n].
+def random16(seed: Tensor, offset: Tensor, position: Tensor) -> Tensor:
+    """Return r(position): 16 random bits for each position, as int64.
 
     One Philox block serves 8 positions: it has four 32-bit words, and each word gives its low half
     and then its high half.
     """
-    blocks = torch.arange((n + 7) // 8, device=seed.device)
-    words = philox(seed, offset, blocks)
-    return torch.stack((words & 0xFFFF, words >> 16), dim=-1).flatten()[:n]
+    words = philox(seed, offset, position // 8 | -(2**63))  # see philox.h: the bit of version 2
+    halves = torch.stack((words & 0xFFFF, words >> 16), dim=-1).flatten(-2)
+    return halves.gather(-1, (position % 8).unsqueeze(-1)).squeeze(-1)
 
 
 def philox(seed: int | Tensor, offset: int | Tensor, block: Tensor) -> Tensor:
-    """Return philox4x32-10(counter = {block, offset}, key = seed): four 32-bit words per block.
+    """Return philox4x32-7(counter = {block, offset}, key = seed): four 32-bit words per block.
 
     Each argument is read as 64 bits: a negative int64 stands for the unsigned number with the same
     bits. The low 32 bits become the first word, the high 32 bits the second.
@@ -250,14 +363,14 @@ def philox(seed: int | Tensor, offset: int | Tensor, block: Tensor) -> Tensor:
 
     Example:
         >>> [f"{word:08x}" for word in philox(0, 0, torch.tensor(0)).tolist()]
-        ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
+        ['5f6fb709', '0d893f64', '4f121f81', '4f730a48']
     """
     low = 0xFFFFFFFF
     zero = torch.zeros_like(block)
     c0, c1 = block & low, block >> 32 & low
     c2, c3 = zero + (offset & low), zero + (offset >> 32 & low)
     k0, k1 = seed & low, seed >> 32 & low
-    for _ in range(10):
+    for _ in range(7):
         # 32 x 32 -> 64 bits. A product above 2^63 becomes a negative int64 with the same 64 bits.
         left, right = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = (
