@@ -17,15 +17,19 @@ from . import _C, ops
 from .arguments import check_input, rng_state
 from .reference import (
     ActRegOutput,
+    ActSums,
     accumulation_dtype,
     composite,
     composite_sums,
     draw,
     memory_order,
+    penalty_of,
 )
+from .rows import Rows
 from .torch_activations import ACTIVATIONS
 
 DEVICES = {"cpu", "meta"} | ({"cuda"} if _C.build_info()["cuda"] else set())
+GENERAL_DEVICES = DEVICES - {"cuda"}
 _warned: set[str] = set()
 # Plain names instead of attributes: a call takes about one microsecond, so each look-up counts.
 _forward = _C.forward
@@ -80,6 +84,110 @@ def run(
         raise
 
 
+def run_general(
+    x: Tensor,
+    activation: str,
+    parameters: tuple[float, ...],
+    l1: float | Tensor,
+    l2: float | Tensor,
+    p: float | Tensor,
+    penalty_on: str,
+    reduction: str,
+    seed: int | Tensor | None,
+    keep_input: bool,
+    rows: Rows,
+) -> ActRegOutput:
+    """Compute `act_reg` in its general form, from arguments that are already checked."""
+    if _needs_composite(x, p):
+        call = (x, activation, parameters, l1, l2, p, penalty_on, reduction, seed)
+        return _without_kernel(*call, rows)
+    if (
+        rows.row_weight is None
+        and not isinstance(l1, Tensor)
+        and not isinstance(l2, Tensor)
+        and not is_dynamo_compiling()
+    ):
+        call = (x, activation, parameters, p, penalty_on, seed, keep_input)
+        one_channel = rows._replace(channel_dim=None)
+        return ActRegOutput(*_call(*call, one_channel, [l1, l2], reduction))
+    sums = sums_of(x, activation, parameters, p, penalty_on, seed, keep_input, rows)
+    return ActRegOutput(sums.output, penalty_of(x, sums, l1, l2, reduction, rows))
+
+
+def sums_of(
+    x: Tensor,
+    activation: str,
+    parameters: tuple[float, ...],
+    p: float | Tensor,
+    penalty_on: str,
+    seed: int | Tensor | None,
+    keep_input: bool,
+    rows: Rows,
+) -> ActSums:
+    """Compute `act_sums` from arguments that are already checked."""
+    if _needs_composite(x, p):
+        _warn_without_kernel(x)
+        return composite_sums(x, activation, parameters, p, penalty_on, seed, rows)
+    dtype = accumulation_dtype(x)
+    if rows.row_weight is None:
+        weight = x.new_full((), x.numel(), dtype=dtype)
+    else:
+        narrow = rows.row_weight.to(dtype)
+        rows = rows._replace(row_weight=narrow)
+        weight = narrow.expand(x.shape).sum()
+    channels = rows if rows.channel_dim is not None else rows._replace(channel_dim=-1)
+    call = (x, activation, parameters, p, penalty_on, seed, keep_input)
+    output, sums = _call(*call, channels, None, "sum")
+    if rows.channel_dim is None:
+        sums = sums.squeeze(1)
+    l1, l2, count = sums.unbind()
+    return ActSums(output, l1.to(dtype), l2.to(dtype), count.detach().to(torch.int64), weight)
+
+
+def _call(
+    x: Tensor,
+    activation: str,
+    parameters: tuple[float, ...],
+    p: float | Tensor,
+    penalty_on: str,
+    seed: int | Tensor | None,
+    keep_input: bool,
+    rows: Rows,
+    coefficients: list[float] | None,
+    reduction: str,
+) -> tuple[Tensor, Tensor]:
+    """Call the operator in its general form: return the output and the penalty or the sums."""
+    state = None
+    if isinstance(p, Tensor):
+        state = rng_state(draw(x.device) if seed is None else seed, x, p)
+    elif p > 0:
+        traced = is_dynamo_compiling()
+        state = (draw(x.device) if traced else None) if seed is None else rng_state(seed, x)
+    number = None if isinstance(p, Tensor) else p
+    head = (x, rows.row_weight, state, activation, parameters, number, penalty_on == "output")
+    tail = (rows.global_shape, rows.offsets)
+    if not is_dynamo_compiling():
+        return _C.forward_general(
+            *head,
+            coefficients,
+            reduction,
+            keep_input,
+            rows.channel_dim,
+            rows.shared_dims,
+            rows.alpha,
+            *tail,
+        )
+    call = (*head, coefficients, reduction, memory_order(x), keep_input, rows.channel_dim)
+    result: tuple[Tensor, Tensor] = ops.forward(*call, rows.shared_dims, *tail, rows.alpha)
+    return result
+
+
+def _needs_composite(x: Tensor, p: float | Tensor) -> bool:
+    """Whether plain PyTorch must compute the general form: in an export, or without a kernel."""
+    is_exported = not isinstance(p, Tensor) and p == 0 and is_exporting()
+    return x.device.type not in GENERAL_DEVICES or is_exported
+
+
 def is_exporting() -> bool:
     """Whether the call is traced into a program for others: by torch.export or torch.jit.trace.
 
@@ -106,6 +214,7 @@ def output_and_sums(
     state = draw(x.device) if p > 0 else None
     result: tuple[Tensor, Tensor] = ops.forward(
         x,
+        None,
         state,
         activation,
         parameters,
@@ -152,23 +261,29 @@ def _traced(
     on = None if l1 and l2 else [1.0, 0.0] if l1 else [0.0, 1.0] if l2 else [0.0, 0.0]
     on_output, order = penalty_on == "output", memory_order(x)
     output, sums = ops.forward(
-        x, state, activation, parameters, p, on_output, on, reduction, order, keep_input
+        x, None, state, activation, parameters, p, on_output, on, reduction, order, keep_input
     )
     penalty = l1 * sums[0] + l2 * sums[1] if on is None else (l1 or l2) * sums
     return ActRegOutput(output, penalty)
 
 
 def _without_kernel(x: Tensor, *rest: Any) -> ActRegOutput:
-    """Compute the reference in plain PyTorch, and warn once for each type of device."""
-    device = x.device.type
-    if device not in _warned and not is_compiling():
-        _warned.add(device)
-        warnings.warn(
-            f"actreg_ext has no kernel for {device} tensors in this build, so plain PyTorch "
-            f"is used: same results, but slower (`python -m actreg_ext doctor` says why)",
-            stacklevel=4,
-        )
+    """Compute the reference in plain PyTorch."""
+    _warn_without_kernel(x)
     return composite(x, *rest)
+
+
+def _warn_without_kernel(x: Tensor) -> None:
+    """Warn once for each type of device that has no kernel."""
+    device = x.device.type
+    if device in DEVICES or device in _warned or is_compiling():
+        return
+    _warned.add(device)
+    warnings.warn(
+        f"actreg_ext has no kernel for {device} tensors in this build, so plain PyTorch "
+        f"is used: same results, but slower (`python -m actreg_ext doctor` says why)",
+        stacklevel=5,
+    )
 
 
 def needs_input(

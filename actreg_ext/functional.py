@@ -16,10 +16,20 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import _C, arguments, dispatch
 from .arguments import PENALTY_ON, READY, REDUCTIONS, check, resolve
-from .dispatch import needs_input, run, run_in_place
-from .reference import ActRegOutput
+from .dispatch import needs_input, run, run_general, run_in_place, sums_of
+from .reference import ActRegOutput, ActSums
+from .rows import FLAT, Shard, check_rows
 
-__all__ = ["ActRegOutput", "act_reg", "act_reg_", "activations", "dropout_mask"]
+__all__ = [
+    "ActRegOutput",
+    "ActSums",
+    "Shard",
+    "act_reg",
+    "act_reg_",
+    "act_sums",
+    "activations",
+    "dropout_mask",
+]
 
 _INF = math.inf
 
@@ -28,14 +38,19 @@ def act_reg(
     input: Tensor,
     activation: str | nn.Module = "relu",
     *,
-    l1: float = 0.0,
-    l2: float = 0.0,
-    p: float = 0.0,
+    l1: float | Tensor = 0.0,
+    l2: float | Tensor = 0.0,
+    p: float | Tensor = 0.0,
     training: bool = True,
     penalty_on: str = "activation",
     reduction: str = "mean",
     seed: int | Tensor | None = None,
     keep: str = "auto",
+    channel_dim: int | None = None,
+    row_weight: Tensor | None = None,
+    shared_dims: Sequence[int] = (),
+    dropout: str = "standard",
+    shard: Shard | None = None,
     **activation_parameters: float | str,
 ) -> ActRegOutput:
     r"""Compute an activation, its L1 and L2 penalties and dropout in one pass over the input.
@@ -150,8 +165,14 @@ def act_reg(
             reduction=reduction,
             seed=seed,
             keep=keep,
+            channel_dim=channel_dim,
+            row_weight=row_weight,
+            shared_dims=shared_dims,
+            dropout=dropout,
+            shard=shard,
             **activation_parameters,
         )
+    rows = FLAT
     if not (  # the cheapest tests that accept the usual call; `check` examines any other call
         type(l1) is type(l2) is type(p) is float
         and 0.0 <= l1 < _INF
@@ -163,18 +184,113 @@ def act_reg(
         and reduction in REDUCTIONS
         and seed is None
         and keep == "auto"
+        and channel_dim is None
+        and row_weight is None
+        and shared_dims == ()
+        and dropout == "standard"
+        and shard is None
         and isinstance(input, Tensor)
     ):
         l1, l2, p = check(input, l1, l2, p, training, penalty_on, reduction, seed, keep)
+        options = (channel_dim, row_weight, shared_dims, dropout, shard)
+        rows = check_rows(input, l1, l2, p, penalty_on, *options)
     if not training:
         p = 0.0
     if type(activation) is str and not activation_parameters and activation in READY:
         parameters = READY[activation]
     else:
         activation, parameters = resolve(activation, activation_parameters)
-    return run(
-        input, activation, parameters, l1, l2, p, penalty_on, reduction, seed, keep == "input"
-    )
+    call = (input, activation, parameters, l1, l2, p, penalty_on, reduction, seed, keep == "input")
+    if rows is FLAT:
+        return run(*call)
+    return run_general(*call, rows)
+
+
+def act_sums(
+    input: Tensor,
+    activation: str | nn.Module = "relu",
+    *,
+    p: float | Tensor = 0.0,
+    training: bool = True,
+    penalty_on: str = "activation",
+    seed: int | Tensor | None = None,
+    keep: str = "auto",
+    channel_dim: int | None = None,
+    row_weight: Tensor | None = None,
+    shared_dims: Sequence[int] = (),
+    dropout: str = "standard",
+    shard: Shard | None = None,
+    **activation_parameters: float | str,
+) -> ActSums:
+    r"""Compute an activation, dropout, and the sums over the rows that penalties are made of.
+
+    With `channel_dim` the input has C channels; the other dimensions are the rows. For t, the
+    penalized value of `act_reg`, and w, the weight of each row::
+
+        l1[c] = sum over rows of w * |t|      count[c] = number of rows with w != 0 and t != 0
+        l2[c] = sum over rows of w * t^2      weight = the sum of w over all elements
+
+    `act_reg` computes l1 * sum(l1) + l2 * sum(l2) of these sums. Other penalties are formulas of the
+    same sums, and need no further pass over the activation: see `actreg_ext.penalties`. One kernel
+    computes all results; the backward is one kernel too.
+
+    Shapes: l1, l2 and count have shape [C]; without channel_dim they are 0-d. `weight` is 0-d.
+
+    Args:
+        input: x, as in `act_reg`.
+        activation: as in `act_reg`.
+        p: as in `act_reg`.
+        training: as in `act_reg`.
+        penalty_on: "activation" or "output": what t is.
+        seed: as in `act_reg`.
+        keep: as in `act_reg`.
+        channel_dim: the dimension of the channels. None: the whole input is one channel.
+        row_weight: w, as in `act_reg`.
+        shared_dims: as in `act_reg`.
+        dropout: as in `act_reg`.
+        shard: as in `act_reg`.
+        **activation_parameters: parameters of an activation given by name.
+
+    Returns:
+        ActSums: a named tuple (output, l1, l2, count, weight). output, l1 and l2 are differentiable
+            twice; count and weight have no gradient.
+
+    Raises:
+        TypeError, ValueError: as for `act_reg`.
+
+    References:
+        As for `act_reg`; docs/operator.md.
+
+    Example:
+        >>> x = torch.tensor([[-1.0, 2.0], [3.0, 4.0]])
+        >>> sums = act_sums(x, "relu", channel_dim=1)
+        >>> sums.l1, sums.l2, sums.count
+        (tensor([3., 6.]), tensor([ 9., 20.]), tensor([1, 2]))
+    """
+    if has_torch_function_unary(input) and not is_compiling():
+        return handle_torch_function(
+            act_sums,
+            (input,),
+            input,
+            activation,
+            p=p,
+            training=training,
+            penalty_on=penalty_on,
+            seed=seed,
+            keep=keep,
+            channel_dim=channel_dim,
+            row_weight=row_weight,
+            shared_dims=shared_dims,
+            dropout=dropout,
+            shard=shard,
+            **activation_parameters,
+        )
+    _, _, p = check(input, 0.0, 0.0, p, training, penalty_on, "sum", seed, keep)
+    options = (channel_dim, row_weight, shared_dims, dropout, shard)
+    rows = check_rows(input, 0.0, 0.0, p, penalty_on, *options)
+    name, parameters = resolve(activation, activation_parameters)
+    p = p if training else 0.0
+    return sums_of(input, name, parameters, p, penalty_on, seed, keep == "input", rows)
 
 
 def output_and_sums(

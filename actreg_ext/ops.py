@@ -66,10 +66,13 @@ def _batched(value: Tensor, dim: int | None, size: int) -> Tensor:
     return value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
 
 
-def _empty(x: Tensor, coefficients: object) -> tuple[Tensor, Tensor, Tensor]:
+def _empty(x: Tensor, attributes: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
     """Return output, penalty and bits for a batch of 0 examples, which is x's first dimension."""
-    sums = () if coefficients is not None else (2,)
+    coefficients, channel_dim = attributes[4], _channel_dim(attributes)
+    sums: tuple[int, ...] = () if coefficients is not None else (2,)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if coefficients is None and channel_dim is not None:
+        sums, dtype = (3, 1 if channel_dim < 0 else x.shape[channel_dim + 1]), torch.float64
     bits = x.new_empty((0, -(-x.shape[1:].numel() // 8)), dtype=torch.uint8)
     return torch.empty_like(x), x.new_empty((0, *sums), dtype=dtype), bits
 
@@ -79,45 +82,50 @@ def _forward_vmap(
     info: Any,
     in_dims: Sequence[int | None],
     x: Tensor,
+    row_weight: Tensor | None,
     rng_state: Tensor | None,
     *attributes: Any,
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Batch `forward` or `forward_bits`: with one rng_state all examples have the same mask."""
     if info.batch_size == 0:
-        output, penalty, bits = _empty(_batched(x, in_dims[0], 0), attributes[4])
+        output, penalty, bits = _empty(_batched(x, in_dims[0], 0), attributes)
         results = (output, penalty) if op is forward else (output, penalty, bits)
         return results, (0,) * len(results)
     examples = zip(
         _each(x, in_dims[0], info.batch_size),
-        _each(rng_state, in_dims[1], info.batch_size),
+        _each(row_weight, in_dims[1], info.batch_size),
+        _each(rng_state, in_dims[2], info.batch_size),
         strict=True,
     )
-    return _stack([op(x_i, state, *attributes) for x_i, state in examples])
+    return _stack([op(*example, *attributes) for example in examples])
 
 
 def _slope_vmap(
     op: Any, info: Any, in_dims: Sequence[int | None], *arguments: Any
 ) -> tuple[Tensor, int]:
     """Batch `backward` or `curvature`, which have the same arguments."""
-    dy, dpenalty, x, rng_state, activation, parameters, p, on_output, coefficients, *rest = (
-        arguments
-    )
+    dy, dpenalty, x, row_weight, rng_state, *attributes = arguments
     size = info.batch_size
     if size == 0:
         return torch.empty_like(_batched(x, in_dims[2], 0)), 0
-    if p == 0 and in_dims[1] is None:  # elementwise, no mask: one call for all
-        reduction, order, *flags = rest
+    p, reduction, order = attributes[2], attributes[5], attributes[6]
+    if p == 0 and in_dims[1] is None and _channel_dim(attributes) is None:
+        # Elementwise, no mask: one call for all.
         if dy is not None:
             dy = _batched(dy, in_dims[0], size)
         x = _batched(x, in_dims[2], size)
         if dpenalty is not None:  # divide by the D of one example here, and by 1 in the call
             dpenalty = dpenalty.double() / denominator(x[0], reduction)
-        order = [0, *(dim + 1 for dim in order)] if order else []
-        attributes = (activation, parameters, p, on_output, coefficients, "sum", order)
-        return op(dy, dpenalty, x, None, *attributes, *flags), 0
-    tensors = (dy, dpenalty, x, rng_state)
+        attributes[5:7] = "sum", [0, *(dim + 1 for dim in order)] if order else []
+        return op(dy, dpenalty, x, None, None, *attributes), 0
+    tensors = (dy, dpenalty, x, row_weight, rng_state)
     examples = zip(*[_each(t, in_dims[i], size) for i, t in enumerate(tensors)], strict=True)
-    return torch.stack([op(*example, *arguments[4:]) for example in examples]), 0
+    return torch.stack([op(*example, *attributes) for example in examples]), 0
+
+
+def _channel_dim(attributes: Sequence[Any]) -> int | None:
+    """Return the attribute channel_dim; torch leaves out arguments that have their default."""
+    return attributes[8] if len(attributes) > 8 else None
 
 
 def _backward_bits_vmap(
@@ -135,14 +143,23 @@ def _backward_bits_vmap(
 
 
 def _rng_state_vmap(
-    info: Any, in_dims: Sequence[int | None], x: Tensor, state: Tensor | None, seed: int
+    info: Any,
+    in_dims: Sequence[int | None],
+    x: Tensor,
+    state: Tensor | None,
+    seed: int,
+    p: Tensor | None = None,
 ) -> tuple[Tensor, int | None]:
     """Batch `rng_state`, which uses only the device of x."""
-    dim = in_dims[1]
-    if state is None or dim is None:
-        return rng_state(x, state, seed), None
-    states = [rng_state(x, example, 0) for example in state.unbind(dim)]
-    return (torch.stack(states) if states else state.movedim(dim, 0).to(x.device)), 0
+    dims = (in_dims[1], in_dims[3] if len(in_dims) > 3 else None)
+    if dims == (None, None):
+        return rng_state(x, state, seed, p), None
+    if info.batch_size == 0:
+        return x.new_empty((0, 2 if p is None else 3), dtype=torch.int64), 0
+    examples = zip(
+        _each(state, dims[0], info.batch_size), _each(p, dims[1], info.batch_size), strict=True
+    )
+    return torch.stack([rng_state(x, example, seed, p_i) for example, p_i in examples]), 0
 
 
 for _op in (forward, forward_bits):

@@ -62,7 +62,7 @@ inline State state_of(const Problem& problem) {
         using Act = decltype(act);
         if constexpr (kHasTwoSlopes<Act>) {
           const TwoSlopes slopes = act.two_slopes();
-          if (!has_l2 && (!has_l1 || slopes.sign_is_slopes)) {
+          if (!problem.is_general && !has_l2 && (!has_l1 || slopes.sign_is_slopes)) {
             state.kept = slopes.on == slopes.off ? Kept::kNothing : Kept::kBits;
             state.slopes = slopes;
             if (slopes.off == 0 && !(has_l1 && dropped_count)) state.marked = threshold;
@@ -72,7 +72,8 @@ inline State state_of(const Problem& problem) {
         // With dropout, y = s * a where an element is kept. Then backward can use y if the slope at
         // y equals the slope at a, if dropped elements do not count, and if l2 is known, because
         // the caller has to divide l2 by s.
-        const bool is_of_y = kIsHomogeneous<Act> && !dropped_count && penalty.is_weighted;
+        const bool is_of_y =
+            kIsHomogeneous<Act> && !dropped_count && penalty.is_weighted && !problem.is_general;
         const bool is_output_ours = (kTorchKeepsOutput<Act> && !problem.drops()) ||
                                     ((has_l1 || has_l2) && !problem.keeps_input);
         if (is_output_ours && output_tells(act, digits) &&

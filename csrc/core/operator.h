@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/jet.h"
+#include "core/philox.h"
 
 namespace actreg {
 
@@ -35,6 +36,12 @@ ACTREG_HD T forward(const Act& act, T x, Keep keep, Counts counts, T s, Sums& su
   const T a = act(x).value;
   sums.add(select(counts, a, T(0)));
   return select(keep, a, T(0)) * s;
+}
+
+// The output of alpha dropout: see Dropout.
+template <class T, class Keep>
+ACTREG_HD T alpha_dropped(T a, Keep keep, T s, T shift) {
+  return select(keep, a, T(Dropout::kSeluLimit)) * s + shift;
 }
 
 // Whether the slope at x is two_slopes().on

@@ -17,6 +17,34 @@ namespace cpu {
 // blocks give more exact sums.
 constexpr int64_t kBlock = 1024;
 
+// How the sums of a problem with rows are computed: which part of the tensor a task takes, and
+// where its sums go. The plan depends on the shape alone, never on the number of threads.
+//
+// Note [Sums over rows]
+// The tensor is a matrix in memory: rows x columns. There are two ways to sum it.
+// - By columns, if neighbouring elements belong to different channels. A task takes a strip of at
+//   most kBlock columns of a range of rows. It adds up kPanel rows in float, in the first cache,
+//   and then adds these sums to its own sums in double. Narrow matrices are glued: several rows
+//   become one. Afterwards fold() adds the ranges of rows, and the columns of each channel.
+// - By runs, if at least kShortestRun neighbouring elements belong to one channel. A task takes
+//   kChunk elements and writes the sums of each run in it; fold() adds the runs of each channel.
+struct SumPlan {
+  static constexpr int64_t kPanel = 32, kShortestRun = 64, kChunk = 8 * kBlock;
+  bool by_runs = false;
+  int64_t n = 0, channels = 1, inner = 1;  // as in Rows
+  int64_t columns = 0, rows = 0;           // the last row may be shorter
+  int64_t parts = 1, rows_per_part = 0, strips = 1;
+
+  SumPlan(int64_t n, int64_t channels, int64_t inner);
+  int64_t tasks() const { return by_runs ? (n + kChunk - 1) / kChunk : parts * strips; }
+  // The sums of a task, in a buffer of `doubles()` numbers.
+  int64_t doubles() const;
+  int64_t first_run_of(int64_t chunk) const { return chunk * kChunk / inner + chunk; }
+  // From the sums of all tasks to the sums of all channels: out[0], out[1] and out[2] have S1, S2
+  // and N.
+  void fold(const double* sums, double* const (&out)[3]) const;
+};
+
 struct Kernels {
   const char* name;  // as ATEN_CPU_CAPABILITY spells it
   bool (*is_supported)();
@@ -25,6 +53,9 @@ struct Kernels {
   PenaltySums<double> (*forward)(const Problem&, int64_t begin, int64_t end);
   void (*backward)(const Problem&, int64_t begin, int64_t end);
   void (*backward_bits)(const Problem&, const TwoSlopes&, int64_t begin, int64_t end);
+  // The same for problems with rows or alpha dropout. `sums`: of all tasks, see SumPlan.
+  void (*forward_rows)(const Problem&, const SumPlan&, int64_t task, double* sums);
+  void (*backward_rows)(const Problem&, int64_t begin, int64_t end);
 };
 
 extern const Kernels kDefault;  // the compiler's default target: SSE2, NEON

@@ -24,6 +24,8 @@ namespace {
 #include "cpu/simd.h"
 #include "cpu/storage.h"
 #include "cpu/words.h"
+// Uses the three above, so clang-format must not sort it before them.
+#include "cpu/blocks.h"
 
 // Calls step(j, u, extent) for each vector of [0, count). The vector begins at element j and adds
 // to accumulator u < kUnroll. Its extent is First if fewer than kUnroll whole vectors are left,
@@ -42,11 +44,10 @@ ACTREG_HD void for_each_vector(int64_t count, Step step) {
 // Writes the bits (Task::bits) of a block. This is a second pass over the block, which is in cache:
 // in forward's own loop, the sums would no longer fit into the registers.
 template <bool kDrops, class E, class Act>
-ACTREG_OUT_OF_LINE void mark(const Act act, const Problem& problem, int64_t i, int64_t count,
-                             const uint16_t* random) {
+ACTREG_OUT_OF_LINE void mark(const Act act, const Problem& problem, const E* x, int64_t i,
+                             int64_t count, const uint16_t* random) {
   using V = typename NumberOf<E>::type;
   using S = typename Plain<V>::Scalar;
-  const E* x = static_cast<const E*>(problem.x) + i;
   const uint32_t marked = problem.marked;
   for_each_vector<Plain<V>>(count, [&](int64_t j, int, auto extent) {
     auto on = is_on(act, load(x + j, extent));
@@ -64,13 +65,14 @@ ACTREG_OUT_OF_LINE PenaltySums<double> forward_loop(const Act act, const Problem
   const V s(kDrops ? problem.dropout.scale : 1);
   PenaltySums<double> total{0, 0};
   alignas(64) uint16_t random[kBlock];
+  BlockOf<E> read, written;
   for (int64_t i = begin; i < end; i += kBlock) {
     const int64_t count = masks.draw_block(i, end, random);
-    const E* x = static_cast<const E*>(problem.x) + i;
-    E* y = static_cast<E*>(problem.out) + i;
+    const E* x = read_block(problem.x, problem.x_at, i, count, read);
+    E* y = block_to_write(problem.out, problem.out_at, i, count, written);
     std::conditional_t<kHasPenalty, PenaltySums<V>, NoSums> sums[kUnroll] = {};
     if constexpr (kHasTwoSlopes<Act>) {
-      if (problem.bits) mark<kDrops, E>(act, problem, i, count, random);
+      if (problem.bits) mark<kDrops, E>(act, problem, x, i, count, random);
     }
     for_each_vector<Plain<V>>(count, [&](int64_t j, int u, auto extent) {
       const auto mask = masks.template of<S>(random + j);
@@ -79,6 +81,7 @@ ACTREG_OUT_OF_LINE PenaltySums<double> forward_loop(const Act act, const Problem
                     sums[u]),
             extent);
     });
+    write_back(problem.out, problem.out_at, i, count, y, written);
     if constexpr (kHasPenalty) {
       for (int u = 1; u < kUnroll; ++u) sums[0].l1 += sums[u].l1, sums[0].l2 += sums[u].l2;
       total.l1 += sum(plain(sums[0].l1));
@@ -98,10 +101,11 @@ ACTREG_OUT_OF_LINE void backward_loop(const Act act, const Problem& problem, int
   const Slopes<V, Mask<S>> c{V(problem.c1), V(problem.c2_twice),
                              every_lane<S>(problem.c2_twice != 0)};
   alignas(64) uint16_t random[kBlock];
+  BlockOf<E> read_x, read_dy;
   for (int64_t i = begin; i < end; i += kBlock) {
     const int64_t count = masks.draw_block(i, end, random);
-    const E* x = static_cast<const E*>(problem.x) + i;
-    const E* dy = static_cast<const E*>(problem.dy) + i;
+    const E* x = read_block(problem.x, problem.x_at, i, count, read_x);
+    const E* dy = read_block(problem.dy, problem.dy_at, i, count, read_dy);
     E* dx = static_cast<E*>(problem.out) + i;
     for_each_vector<Plain<V>>(count, [&](int64_t j, int, auto extent) {
       const V in = load(x + j, extent), gradient = load(dy + j, extent);
@@ -120,9 +124,10 @@ ACTREG_OUT_OF_LINE void backward_bits_loop(const Problem& problem, const TwoSlop
   const Masks<kDrops> masks(problem);
   const V s(problem.dropout.scale), c1(problem.c1);
   alignas(64) uint16_t random[kBlock];
+  BlockOf<E> read;
   for (int64_t i = begin; i < end; i += kBlock) {
     const int64_t count = masks.draw_block(i, end, random);
-    const E* dy = static_cast<const E*>(problem.dy) + i;
+    const E* dy = read_block(problem.dy, problem.dy_at, i, count, read);
     E* dx = static_cast<E*>(problem.out) + i;
     for_each_vector<Plain<V>>(count, [&](int64_t j, int, auto extent) {
       const V gradient = load(dy + j, extent);
@@ -189,9 +194,11 @@ ACTREG_FLATTEN void backward_bits(const Problem& problem, const TwoSlopes& slope
       problem.element);
 }
 
+#include "cpu/staged.h"
+
 // The table of these kernels.
 constexpr Kernels kernels_of(const char* name, bool (*is_supported)()) {
-  return {name, is_supported, &forward, &backward, &backward_bits};
+  return {name, is_supported, &forward, &backward, &backward_bits, &forward_rows, &backward_rows};
 }
 
 }  // namespace

@@ -49,6 +49,7 @@ struct Vec {
   friend ACTREG_HD Mask<S> operator<=(Vec a, Vec b) { return {a.r <= b.r}; }
   friend ACTREG_HD Mask<S> operator>=(Vec a, Vec b) { return {a.r >= b.r}; }
   friend ACTREG_HD Mask<S> operator==(Vec a, Vec b) { return {a.r == b.r}; }
+  friend ACTREG_HD Mask<S> operator!=(Vec a, Vec b) { return {a.r != b.r}; }
 
   friend ACTREG_HD Vec select(Mask<S> c, Vec a, Vec b) { return Vec(c.r ? a.r : b.r); }
   friend ACTREG_HD Vec abs(Vec x) { return Vec((Register<S>)((Register<Int>)x.r & ~kSign)); }

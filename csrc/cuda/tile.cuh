@@ -235,9 +235,9 @@ __device__ void draw(const Tile<E>& tile, const Dropout& dropout, int at,
 #pragma unroll
   for (int j = 0; j < kCount; j += kSharers) {
     const int64_t first = tile.first_of(at + j + sharer) - sharer * Vector<E>::kElements;
-    const uint64_t group = position(first) / kElementsPerDraw;
-    uint64_t counter[4] = {group, group >> 32, dropout.offset, dropout.offset >> 32};
-    philox4x32_10(counter, dropout.seed);
+    const uint64_t group = first / kElementsPerDraw;
+    uint64_t counter[4] = {group, second_word(group), dropout.offset, dropout.offset >> 32};
+    philox4x32(counter, dropout.seed);
 #pragma unroll
     for (int turn = 0; turn < kSharers; ++turn) {  // exchange words with lane `other`
       const int other = sharer ^ turn;

@@ -62,22 +62,34 @@ struct AttributesHeld {
 
   Text activation;
   Numbers parameters;  // of the activation, in its own order
-  double p;            // the probability that dropout sets an element to 0
-  bool on_output;      // true: the penalty is on y; false: on a
+  // The probability that dropout drops an element. Absent: rng_state has the threshold, as its
+  // third number.
+  std::optional<double> p;
+  bool on_output;  // true: the penalty is on y; false: on a
   // {l1, l2}: forward returns the penalty. Absent: forward returns the two sums, as two numbers.
   std::optional<Numbers> coefficients;
   Text reduction;  // "sum", "mean", "batch" or "token": sets D, which divides the penalty or sums
   Integers order;  // see Note [Positions]
   // Keep the input for backward, not the output, where PyTorch's own activation keeps its input.
   bool keep_input = false;
+  // See Note [The general form]. channel_dim: the dimension of the channels, or -1 for one channel.
+  // With channel_dim and without coefficients, forward returns the sums [3, channels]: S1, S2, N.
+  std::optional<int64_t> channel_dim = std::nullopt;
+  Integers shared_dims = {};
+  Integers global_shape = {}, offsets = {};  // of a shard
+  bool alpha = false;
 
   static constexpr auto fields() {
     using A = AttributesHeld;
-    return std::make_tuple(Field{"activation", &A::activation}, Field{"parameters", &A::parameters},
-                           Field{"p", &A::p}, Field{"on_output", &A::on_output},
-                           Field{"coefficients", &A::coefficients},
-                           Field{"reduction", &A::reduction}, Field{"order", &A::order},
-                           Field{"keep_input", &A::keep_input, "=False"});
+    return std::make_tuple(
+        Field{"activation", &A::activation}, Field{"parameters", &A::parameters}, Field{"p", &A::p},
+        Field{"on_output", &A::on_output}, Field{"coefficients", &A::coefficients},
+        Field{"reduction", &A::reduction}, Field{"order", &A::order},
+        Field{"keep_input", &A::keep_input, "=False"},
+        Field{"channel_dim", &A::channel_dim, "=None"},
+        Field{"shared_dims", &A::shared_dims, "=[]"},
+        Field{"global_shape", &A::global_shape, "=[]"}, Field{"offsets", &A::offsets, "=[]"},
+        Field{"alpha", &A::alpha, "=False"});
   }
 };
 using Attributes = AttributesHeld<Views>;
@@ -99,6 +111,7 @@ std::vector<T> owned(at::ArrayRef<T> list) {
   return list.vec();
 }
 inline double owned(double number) { return number; }
+inline int64_t owned(int64_t number) { return number; }
 inline bool owned(bool flag) { return flag; }
 template <class T>
 auto owned(const std::optional<T>& value) {
@@ -117,6 +130,7 @@ inline Attributes view(const OwnedAttributes& attributes) {
 inline std::string schema_type(c10::string_view) { return "str"; }
 inline std::string schema_type(double) { return "float"; }
 inline std::string schema_type(bool) { return "bool"; }
+inline std::string schema_type(int64_t) { return "int"; }
 inline std::string schema_type(at::ArrayRef<double>) { return "float[]"; }
 inline std::string schema_type(at::ArrayRef<int64_t>) { return "int[]"; }
 template <class T>

@@ -14,14 +14,14 @@ namespace {
 
 // Runs the forward operator that takes or draws rng_state and returns bits or not, in the kernels
 // below Autograd.
-Results run_below(c10::DispatchKeySet keys, const Tensor& x, const OptionalTensor* rng_state,
-                  const Attributes& a, bool with_bits) {
+Results run_below(c10::DispatchKeySet keys, const Tensor& x, const OptionalTensor& row_weight,
+                  const OptionalTensor* rng_state, const Attributes& a, bool with_bits) {
   const at::AutoDispatchBelowADInplaceOrView below;
   keys = keys & c10::after_autograd_keyset;
   Results results;
   const auto run = [&](auto op, const auto&... given) {
     using Op = decltype(op);
-    parts<Op>(results) = Op::redispatch(keys, x, given..., a);
+    parts<Op>(results) = Op::redispatch(keys, x, row_weight, given..., a);
   };
   if (rng_state) {
     with_bits ? run(ForwardBits(), *rng_state) : run(Forward(), *rng_state);
@@ -34,8 +34,9 @@ Results run_below(c10::DispatchKeySet keys, const Tensor& x, const OptionalTenso
 
 // Makes a node the history of y and of the penalty: the node that keeps the least memory. y may be
 // x itself, overwritten; `input` has the values that x had before.
-void set_history(const Tensor& x, const Tensor& input, Results& results, const Attributes& a,
-                 const Problem& problem, const State& state) {
+void set_history(const Tensor& x, const Tensor& input, const OptionalTensor& row_weight,
+                 Results& results, const Attributes& a, const Problem& problem,
+                 const State& state) {
   auto edges = torch::autograd::collect_next_edges(x);
   const auto hang = [&](const auto& node) {
     if (results.y.is_same(x)) {
@@ -51,15 +52,18 @@ void set_history(const Tensor& x, const Tensor& input, Results& results, const A
                                        state.kept == Kept::kBits ? results.bits : none,
                                        problem.draws_again() ? results.rng_state : none, Shape(x)));
   } else if (state.kept == Kept::kOutput) {
-    auto node = make_node<ActRegBackward>(std::move(edges), a, Tensor(), results.rng_state);
+    auto node = make_node<ActRegBackward>(std::move(edges), a, Tensor(), tensor_or_none(row_weight),
+                                          results.rng_state);
     hang(node);
     node->keep_output(results.y, problem.penalty.s);
   } else {
-    hang(make_node<ActRegBackward>(std::move(edges), a, input, results.rng_state));
+    hang(make_node<ActRegBackward>(std::move(edges), a, input, tensor_or_none(row_weight),
+                                   results.rng_state));
   }
 }
 
-Results forward_autograd(c10::DispatchKeySet keys, const Tensor& x, const OptionalTensor* rng_state,
+Results forward_autograd(c10::DispatchKeySet keys, const Tensor& x,
+                         const OptionalTensor& row_weight, const OptionalTensor* rng_state,
                          const Attributes& a, bool wants_bits) {
   const bool requires_grad = torch::autograd::compute_requires_grad(x);
   Problem problem;
@@ -69,19 +73,23 @@ Results forward_autograd(c10::DispatchKeySet keys, const Tensor& x, const Option
     state = state_of(problem);
     problem.marked = state.marked;
   }
-  Results results = run_below(keys, x, rng_state, a, wants_bits || state.kept == Kept::kBits);
+  Results results =
+      run_below(keys, x, row_weight, rng_state, a, wants_bits || state.kept == Kept::kBits);
   if (const Tensor dx = tangent(x); dx.defined()) {
     const Tensor at = *primal(x);
     const OptionalTensor drawn = optional(results.rng_state);
-    results.y._set_fw_grad(Backward::call(dx, std::nullopt, at, drawn, a, false), 0, false);
-    results.penalty._set_fw_grad(penalty_direction(dx, at, drawn, a, false), 0, false);
+    results.y._set_fw_grad(Backward::call(dx, std::nullopt, at, row_weight, drawn, a, false), 0,
+                           false);
+    const Tensor along = penalty_direction(dx, at, row_weight, drawn, a, false);
+    results.penalty._set_fw_grad(along.to(results.penalty.scalar_type()), 0, false);
   }
   // Comes last: a node may keep y, and has to keep it with its tangent.
-  if (requires_grad) set_history(x, x, results, a, problem, state);
+  if (requires_grad) set_history(x, x, row_weight, results, a, problem, state);
   return results;
 }
 
 std::tuple<Tensor, Tensor> forward_in_place_autograd(c10::DispatchKeySet keys, const Tensor& x,
+                                                     const OptionalTensor& row_weight,
                                                      const OptionalTensor& rng_state,
                                                      const Attributes& a, bool with_bits) {
   const bool requires_grad = torch::autograd::compute_requires_grad(x);
@@ -101,9 +109,9 @@ std::tuple<Tensor, Tensor> forward_in_place_autograd(c10::DispatchKeySet keys, c
     // A hook may raise. So the node keeps everything before x is written.
     Tensor y, penalty, bits;
     if (with_bits) {
-      std::tie(y, penalty, bits) = ForwardBits::call(input, rng_state, a);
+      std::tie(y, penalty, bits) = ForwardBits::call(input, row_weight, rng_state, a);
     } else {
-      std::tie(y, penalty) = Forward::call(input, rng_state, a);
+      std::tie(y, penalty) = Forward::call(input, row_weight, rng_state, a);
       bits = at::empty({0}, x.options().dtype(at::kByte));
     }
     x.copy_(y);
@@ -113,21 +121,23 @@ std::tuple<Tensor, Tensor> forward_in_place_autograd(c10::DispatchKeySet keys, c
   {
     // Not below ADInplaceOrView, because its kernel increments the version of x.
     const at::AutoDispatchBelowAutograd below;
-    std::tie(results.penalty, results.bits) = ForwardInPlace::redispatch(
-        keys & c10::after_autograd_keyset, x, rng_state, a, with_bits || state.kept == Kept::kBits);
+    std::tie(results.penalty, results.bits) =
+        ForwardInPlace::redispatch(keys & c10::after_autograd_keyset, x, row_weight, rng_state, a,
+                                   with_bits || state.kept == Kept::kBits);
   }
-  if (requires_grad) set_history(x, input, results, a, problem, state);
+  if (requires_grad) set_history(x, input, row_weight, results, a, problem, state);
   return {std::move(results.penalty), std::move(results.bits)};
 }
 
 std::tuple<Tensor, Tensor> forward_in_place_versioned(c10::DispatchKeySet keys, const Tensor& x,
+                                                      const OptionalTensor& row_weight,
                                                       const OptionalTensor& rng_state,
                                                       const Attributes& a, bool with_bits) {
   std::tuple<Tensor, Tensor> results;
   {
     const at::AutoDispatchBelowADInplaceOrView below;
-    results = ForwardInPlace::redispatch(keys & c10::after_ADInplaceOrView_keyset, x, rng_state, a,
-                                         with_bits);
+    results = ForwardInPlace::redispatch(keys & c10::after_ADInplaceOrView_keyset, x, row_weight,
+                                         rng_state, a, with_bits);
   }
   torch::autograd::impl::bump_version(x);
   return results;

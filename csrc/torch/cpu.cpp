@@ -7,8 +7,10 @@
 #include <c10/util/SmallVector.h>
 #include <torch/library.h>
 
+#include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "cpu/kernels.h"
 #include "torch/backend.h"
@@ -62,6 +64,14 @@ void for_each_chunk(int64_t n, bool draws, F f) {
   }
 }
 
+void finish(const Penalty& penalty, const PenaltySums<double>& total, const Tensor& to) {
+  if (to.scalar_type() == at::kDouble) {
+    penalty.finish(total, to.mutable_data_ptr<double>());
+  } else {
+    penalty.finish(total, to.mutable_data_ptr<float>());
+  }
+}
+
 // One 64-bit draw: what torch.randint(-2**63, 2**63 - 1, ()) returns, without its overhead.
 int64_t draw_seed() {
   auto* generator = at::check_generator<at::CPUGeneratorImpl>(at::detail::getDefaultCPUGenerator());
@@ -70,22 +80,62 @@ int64_t draw_seed() {
   return static_cast<int64_t>(generator->random64() % range + lowest);
 }
 
-// rng_state is a contiguous tensor {seed, offset}.
+// rng_state is a contiguous tensor {seed, offset}, or {seed, offset, threshold}.
 void read_rng_state(Problem& problem, const Tensor& rng_state) {
-  const int64_t* state = rng_state.const_data_ptr<int64_t>();
-  problem.dropout.seed = static_cast<uint64_t>(state[0]);
-  problem.dropout.offset = static_cast<uint64_t>(state[1]);
+  problem.set_state(rng_state.const_data_ptr<int64_t>());
 }
 
-void read_gradient(Problem& problem, const OptionalTensor& dpenalty) {
-  if (!dpenalty || !dpenalty->defined()) return;
+// Returns the memory of the coefficients, if there are channels.
+Tensor read_gradient(Problem& problem, const OptionalTensor& dpenalty) {
+  if (Rows* rows = problem.rows) {
+    const Tensor both = coefficients_of(problem, *rows, dpenalty.value_or(Tensor()));
+    rows->c1 = both.const_data_ptr();
+    rows->c2_twice = both.select(0, 1).const_data_ptr();
+    return both;
+  }
+  if (!dpenalty || !dpenalty->defined()) return {};
   const Tensor wide = dpenalty->to(at::kDouble).contiguous();
   const PenaltySums<double> c = problem.penalty.slopes(wide.const_data_ptr<double>());
   problem.c1 = c.l1;
   problem.c2_twice = 2 * c.l2;
+  return {};
+}
+
+// Forward of a problem with channels, weights or alpha dropout: see Note [Sums over rows].
+void forward_rows(const Problem& problem, int64_t n, Results& results) {
+  const Rows rows = problem.rows ? *problem.rows : Rows();
+  const cpu::SumPlan plan(n, rows.channels, rows.inner);
+  const std::unique_ptr<double[]> sums(new double[plan.doubles()]);
+  const auto run = [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
+      cpu_kernels().forward_rows(problem, plan, task, sums.get());
+    }
+  };
+  if (n > worth_sharing(problem.drops())) {
+    at::parallel_for(0, plan.tasks(), 1, run);
+  } else {
+    run(0, plan.tasks());
+  }
+  const Penalty& penalty = problem.penalty;
+  if (penalty.is_weighted || !problem.rows) {
+    std::vector<double> folded(3 * rows.channels);
+    plan.fold(sums.get(), {&folded[0], &folded[rows.channels], &folded[2 * rows.channels]});
+    PenaltySums<double> total{0, 0};
+    for (int64_t c = 0; c < rows.channels; ++c) {
+      total.l1 += folded[c], total.l2 += folded[rows.channels + c];
+    }
+    finish(penalty, total, results.penalty);
+    return;
+  }
+  double* out = results.penalty.mutable_data_ptr<double>();
+  plan.fold(sums.get(), {out, out + rows.channels, out + 2 * rows.channels});
+  for (int64_t c = 0; c < rows.channels; ++c) {
+    out[c] *= penalty.s, out[rows.channels + c] *= penalty.s * penalty.s;
+  }
 }
 
 struct Cpu {  // see Note [Backends]
+  static constexpr bool kReadsInPlace = true;
   struct Guard {
     explicit Guard(at::Device) {}
   };
@@ -107,20 +157,22 @@ struct Cpu {  // see Note [Backends]
       read_rng_state(problem, results.rng_state);
     }
     const int64_t n = x.numel();
+    if (problem.rows || problem.is_alpha) return forward_rows(problem, n, results);
     c10::SmallVector<PenaltySums<double>, 64> partial((n + kChunk - 1) / kChunk);
     for_each_chunk(n, problem.drops(), [&](int64_t chunk, int64_t begin, int64_t end) {
       partial[chunk] = cpu_kernels().forward(problem, begin, end);
     });
     PenaltySums<double> total{0, 0};
     for (const auto& sums : partial) total.l1 += sums.l1, total.l2 += sums.l2;
-    if (results.penalty.scalar_type() == at::kDouble) {
-      problem.penalty.finish(total, results.penalty.mutable_data_ptr<double>());
-    } else {
-      problem.penalty.finish(total, results.penalty.mutable_data_ptr<float>());
-    }
+    finish(problem.penalty, total, results.penalty);
   }
 
-  static auto backward_kernel() { return cpu_kernels().backward; }
+  static auto backward_kernel() {
+    return [](const Problem& problem, int64_t begin, int64_t end) {
+      const auto& kernels = cpu_kernels();
+      (problem.rows ? kernels.backward_rows : kernels.backward)(problem, begin, end);
+    };
+  }
   static auto curvature_kernel() { return &cpu::curvature; }
   static auto backward_bits_kernel(const TwoSlopes& slopes) {
     return [slopes](const Problem& problem, int64_t begin, int64_t end) {
@@ -132,8 +184,11 @@ struct Cpu {  // see Note [Backends]
                            const OptionalTensor& dy, const OptionalTensor& dpenalty,
                            const Tensor& dx, at::IntArrayRef order) {
     if (state) read_rng_state(problem, *state);
-    read_gradient(problem, dpenalty);
-    const Tensor gradient = in_order_of(dx, dy, order);
+    const Tensor coefficients = read_gradient(problem, dpenalty);
+    IndexMap address;
+    const bool has_same_type = dy && dy->defined() && dy->scalar_type() == dx.scalar_type();
+    const Tensor gradient = has_same_type ? readable<Cpu>(*dy, order, address, problem.dy_at)
+                                          : in_order_of(dx, dy, order);
     problem.dy = gradient.const_data_ptr();
     problem.out = dx.mutable_data_ptr();
     for_each_chunk(dx.numel(), state.has_value(),

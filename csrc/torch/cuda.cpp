@@ -70,6 +70,7 @@ bool is_scalar(const OptionalTensor& dy, const Tensor& dx) {
 }
 
 struct Cuda {  // see Note [Backends]
+  static constexpr bool kReadsInPlace = false;
   using Guard = c10::cuda::CUDAGuard;
   static Tensor empty(at::IntArrayRef sizes, at::ScalarType type, at::Device device) {
     return at::detail::empty_cuda(sizes, type, device, std::nullopt);

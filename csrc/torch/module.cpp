@@ -70,13 +70,44 @@ struct FromPython {
   }
 };
 
+// Runs forward. With dropout and without rng_state, a seed is drawn. forward_random draws it
+// fastest. But where a tracer or a transform sees the call, `draw` has to draw it, by
+// torch.randint. vmap knows what its option `randomness` means for torch.randint. And AOTAutograd
+// would merge two equal calls of forward_random into one, so that two layers would have the same
+// mask.
+std::tuple<Tensor, Tensor> forward(const Tensor& x, const OptionalTensor& row_weight,
+                                   const OptionalTensor& rng_state, Attributes attributes) {
+  OptionalTensor drawn = rng_state;
+  const bool draws = attributes.p && *attributes.p > 0 && !rng_state;
+  const bool draws_visibly = draws && is_seen();
+  if (draws_visibly) {
+    make_problem(x, attributes);  // throws before the generator moves
+    drawn = draw(x);
+  }
+  const Order order = order_of(x);
+  attributes.order = order;
+  if (!draws || draws_visibly) return Forward::call(x, row_weight, drawn, attributes);
+  const auto [y, penalty, state] = ForwardRandom::call(x, row_weight, attributes);
+  return {y, penalty};
+}
+
+// The general form: returns the output and the penalty or the sums, see Attributes.
+std::tuple<Tensor, Tensor> forward_general(
+    const Tensor& x, const OptionalTensor& row_weight, const OptionalTensor& rng_state,
+    c10::string_view activation, const std::vector<double>& parameters, std::optional<double> p,
+    bool on_output, const std::optional<std::vector<double>>& coefficients,
+    c10::string_view reduction, bool keep_input, std::optional<int64_t> channel_dim,
+    const std::vector<int64_t>& shared_dims, bool alpha, const std::vector<int64_t>& global_shape,
+    const std::vector<int64_t>& offsets) {
+  Attributes attributes{activation,   parameters, p,          on_output,   std::nullopt,
+                        reduction,    {},         keep_input, channel_dim, shared_dims,
+                        global_shape, offsets,    alpha};
+  if (coefficients) attributes.coefficients = *coefficients;
+  return forward(x, row_weight, rng_state, attributes);
+}
+
 // Runs forward and returns (output, penalty) as `type`, a subclass of tuple. tuple.__new__ makes
 // the pair: the constructor of a named tuple is Python code and costs as much as an allocation.
-//
-// With dropout and without rng_state, a seed is drawn. forward_random draws it fastest. But where a
-// tracer or a transform sees the call, `draw` has to draw it, by torch.randint. vmap knows what its
-// option `randomness` means for torch.randint. And AOTAutograd would merge two equal calls of
-// forward_random into one, so that two layers would have the same mask.
 py::object act_reg(const py::type& type, const Tensor& x, const OptionalTensor& rng_state,
                    Attributes attributes) {
   auto* tuple_type = reinterpret_cast<PyTypeObject*>(type.ptr());
@@ -85,20 +116,7 @@ py::object act_reg(const py::type& type, const Tensor& x, const OptionalTensor& 
   Tensor y, penalty;
   {
     const py::gil_scoped_release released;
-    OptionalTensor drawn;
-    const bool draws = attributes.p > 0 && !rng_state;
-    const bool draws_visibly = draws && is_seen();
-    if (draws_visibly) {
-      make_problem(x, attributes);  // throws before the generator moves
-      drawn = draw(x);
-    }
-    const Order order = order_of(x);
-    attributes.order = order;
-    if (draws && !draws_visibly) {
-      std::tie(y, penalty, std::ignore) = ForwardRandom::call(x, attributes);
-    } else {
-      std::tie(y, penalty) = Forward::call(x, draws_visibly ? drawn : rng_state, attributes);
-    }
+    std::tie(y, penalty) = forward(x, std::nullopt, rng_state, attributes);
   }
   const py::tuple pair = py::make_tuple(std::move(y), std::move(penalty));
   PyObject* made = PyTuple_Type.tp_new(tuple_type, py::make_tuple(pair).ptr(), nullptr);
@@ -127,7 +145,7 @@ std::unique_ptr<Prepared> prepare(py::type type, Attributes attributes) {
 // Overwrites x with the output and returns the penalty.
 Tensor act_reg_in_place(const Tensor& x, const OptionalTensor& rng_state, Attributes attributes) {
   OptionalTensor drawn;
-  const bool draws = attributes.p > 0 && !rng_state;
+  const bool draws = *attributes.p > 0 && !rng_state;
   if (draws) {
     // These checks come first, so that the generator does not move in a call that is refused.
     torch::autograd::check_inplace(x, torch::autograd::compute_requires_grad(x));
@@ -136,7 +154,8 @@ Tensor act_reg_in_place(const Tensor& x, const OptionalTensor& rng_state, Attrib
   }
   const Order order = order_of(x);
   attributes.order = order;
-  return std::get<0>(ForwardInPlace::call(x, draws ? drawn : rng_state, attributes, false));
+  return std::get<0>(
+      ForwardInPlace::call(x, std::nullopt, draws ? drawn : rng_state, attributes, false));
 }
 
 // What forward keeps for backward of an x of that dtype, if x requires a gradient.
@@ -208,6 +227,11 @@ PYBIND11_MODULE(_C, m) {
   define("forward", wrap_pybind_function(Eager::call<act_reg>),
          std::make_tuple(py::arg("type"), py::arg("x"), py::arg("rng_state")), attributes,
          reduction, keep_input);
+  m.def("forward_general", wrap_pybind_function_no_gil(forward_general), py::arg("x"),
+        py::arg("row_weight"), py::arg("rng_state"), py::arg("activation"), py::arg("parameters"),
+        py::arg("p"), py::arg("on_output"), py::arg("coefficients"), py::arg("reduction"),
+        py::arg("keep_input"), py::arg("channel_dim"), py::arg("shared_dims"), py::arg("alpha"),
+        py::arg("global_shape"), py::arg("offsets"));
   define("forward_", wrap_pybind_function_no_gil(InPlace::call<act_reg_in_place>),
          std::make_tuple(py::arg("x"), py::arg("rng_state")), attributes, reduction, keep_input);
   py::class_<Prepared>(m, "Prepared")

@@ -30,23 +30,36 @@ inline OptionalTensor primal(const OptionalTensor& tensor) {
 }
 
 // The derivative of the penalty in the direction v: sum(v * dx), with dx = backward(dpenalty = 1).
-// Without coefficients: the derivatives of the two sums. backward has to compute in `type`, because
-// 1 / D may underflow in float16.
+// Without coefficients: the derivatives of the sums, which are 0 for N. backward has to compute in
+// `type`, because 1 / D may underflow in float16.
 template <class F>
 Tensor penalty_direction(const Tensor& v, at::ScalarType type, const Attributes& a, F backward) {
   const Tensor wide = v.to(type);
   const auto options = v.options().dtype(type);
-  const auto along = [&](const Tensor& dpenalty) { return (wide * backward(dpenalty)).sum(); };
-  if (a.coefficients) return along(at::ones({}, options));
-  const Tensor unit = at::eye(2, options);
-  return at::stack(std::vector<Tensor>{along(unit[0]), along(unit[1])});
+  const auto shape = penalty_shape(a, v.sym_sizes());
+  if (a.coefficients) return (wide * backward(at::ones({}, options))).sum();
+  // Row k of the sums has the gradient 1, and the other rows 0.
+  const auto along = [&](int64_t k) {
+    std::vector<Tensor> of_row;
+    for (int64_t row = 0; row < (a.channel_dim ? 3 : 2); ++row) {
+      of_row.push_back(at::full_symint(c10::SymIntArrayRef(shape).slice(1), row == k, options));
+    }
+    const Tensor product = wide * backward(at::stack(of_row));
+    if (!a.channel_dim) return product.sum();
+    if (*a.channel_dim < 0) return product.sum().view({1});
+    return product.movedim(*a.channel_dim, 0).unsqueeze(-1).flatten(1).sum(1);
+  };
+  std::vector<Tensor> sums{along(0), along(1)};
+  if (a.channel_dim) sums.push_back(at::zeros_like(sums[0]));
+  return at::stack(sums);
 }
-inline Tensor penalty_direction(const Tensor& v, const Tensor& x, const OptionalTensor& rng_state,
-                                const Attributes& a, bool x_is_output) {
+inline Tensor penalty_direction(const Tensor& v, const Tensor& x, const OptionalTensor& row_weight,
+                                const OptionalTensor& rng_state, const Attributes& a,
+                                bool x_is_output) {
   const auto type = accumulation_type(x);
   const Tensor wide = x.to(type);
   return penalty_direction(v, type, a, [&](const Tensor& dpenalty) {
-    return Backward::call(std::nullopt, dpenalty, wide, rng_state, a, x_is_output);
+    return Backward::call(std::nullopt, dpenalty, wide, row_weight, rng_state, a, x_is_output);
   });
 }
 
@@ -83,15 +96,20 @@ struct ForwardNode {
 
 struct ActRegBackward final : public ActRegNode<ActRegBackward>, public ForwardNode {
   static constexpr char kName[] = "ActRegBackward";
-  Saved x, rng_state;  // x may be the output: see keep_output
+  Saved x, row_weight, rng_state;  // x may be the output: see keep_output
   OwnedAttributes attributes;
 
   template <class Self>
   static auto kept(Self& node) {
-    return std::tie(node.x, node.rng_state, node.attributes, node.run);
+    return std::tie(node.x, node.row_weight, node.rng_state, node.attributes, node.run);
   }
-  ActRegBackward(edge_list&& edges, const Attributes& a, const Tensor& x, const Tensor& rng_state)
-      : ActRegNode(std::move(edges)), x(x), rng_state(rng_state), attributes(owned(a)) {}
+  ActRegBackward(edge_list&& edges, const Attributes& a, const Tensor& x, const Tensor& row_weight,
+                 const Tensor& rng_state)
+      : ActRegNode(std::move(edges)),
+        x(x),
+        row_weight(row_weight),
+        rng_state(rng_state),
+        attributes(owned(a)) {}
 
   // Keeps the output instead of x. Call this when the node is the history of `output` already.
   // The l2 term of dx is 2 * l2 * s^2 * a. With dropout, a kept element of the output is s * a, and
@@ -111,8 +129,8 @@ struct ActRegBackward final : public ActRegNode<ActRegBackward>, public ForwardN
     }
     const Tensor at = unpack_x();
     const Tensor dpenalty = with_injected(dy, gradients[1], at.scalar_type());
-    return {Backward::call(optional(dy), optional(dpenalty), at, optional(unpack(rng_state)),
-                           view(attributes), x.is_output)};
+    return {Backward::call(optional(dy), optional(dpenalty), at, optional(unpack(row_weight)),
+                           optional(unpack(rng_state)), view(attributes), x.is_output)};
   }
 
  private:
@@ -135,22 +153,23 @@ struct ActRegBackward final : public ActRegNode<ActRegBackward>, public ForwardN
 
 struct ActRegBackwardBackward final : public ActRegNode<ActRegBackwardBackward> {
   static constexpr char kName[] = "ActRegBackwardBackward";
-  Saved dy, dpenalty, x, rng_state;
+  Saved dy, dpenalty, x, row_weight, rng_state;
   OwnedAttributes attributes;
   bool x_is_output;
 
   template <class Self>
   static auto kept(Self& node) {
-    return std::tie(node.dy, node.dpenalty, node.x, node.rng_state, node.attributes,
-                    node.x_is_output);
+    return std::tie(node.dy, node.dpenalty, node.x, node.row_weight, node.rng_state,
+                    node.attributes, node.x_is_output);
   }
   ActRegBackwardBackward(edge_list&& edges, const Attributes& a, const Tensor& dy,
-                         const Tensor& dpenalty, const Tensor& x, const Tensor& rng_state,
-                         bool x_is_output)
+                         const Tensor& dpenalty, const Tensor& x, const Tensor& row_weight,
+                         const Tensor& rng_state, bool x_is_output)
       : ActRegNode(std::move(edges)),
         dy(dy),
         dpenalty(dpenalty),
         x(x),
+        row_weight(row_weight),
         rng_state(rng_state),
         attributes(owned(a)),
         x_is_output(x_is_output) {}
@@ -160,17 +179,18 @@ struct ActRegBackwardBackward final : public ActRegNode<ActRegBackwardBackward> 
     if (!gradients[0].defined()) return result;
     const auto given_dy = optional(unpack(dy)), given_dpenalty = optional(unpack(dpenalty));
     const Tensor at = unpack(x);
-    const auto state = optional(unpack(rng_state));
+    const auto weight = optional(unpack(row_weight)), state = optional(unpack(rng_state));
     const Tensor v = is_compiled ? shaped(gradients[0], Shape(at)) : gradients[0];
     const Attributes a = view(attributes);
     if (given_dy && task_should_compute_output(0)) {
-      result[0] = Backward::call(v, std::nullopt, at, state, a, x_is_output);
+      result[0] = Backward::call(v, std::nullopt, at, weight, state, a, x_is_output);
     }
     if (given_dpenalty && task_should_compute_output(1)) {
-      result[1] = penalty_direction(v, at, state, a, x_is_output).to(given_dpenalty->scalar_type());
+      result[1] =
+          penalty_direction(v, at, weight, state, a, x_is_output).to(given_dpenalty->scalar_type());
     }
     if (task_should_compute_output(2)) {
-      result[2] = v * Curvature::call(given_dy, given_dpenalty, at, state, a, x_is_output);
+      result[2] = v * Curvature::call(given_dy, given_dpenalty, at, weight, state, a, x_is_output);
     }
     return result;
   }

@@ -34,11 +34,11 @@ void check_gradients(const OptionalTensor& dy, const OptionalTensor& dpenalty,
   }
   TORCH_CHECK_VALUE(!dy || !dy->defined() || dy->sizes() == sizes, "actreg: dy has shape ",
                     dy->sizes(), ", but input has shape ", sizes);
-  TORCH_CHECK_VALUE(
-      !dpenalty || !dpenalty->defined() || dpenalty->sizes() == penalty_shape(attributes),
-      "actreg: dpenalty is a scalar if there are coefficients, else it has shape [2], but got "
-      "shape ",
-      dpenalty->sizes());
+  if (!dpenalty || !dpenalty->defined()) return;
+  const auto shape = penalty_shape(attributes, sizes);
+  TORCH_CHECK_VALUE(dpenalty->sizes() == at::IntArrayRef(shape), "actreg: dpenalty has the shape ",
+                    at::IntArrayRef(shape), " of the penalty or the sums, but got shape ",
+                    dpenalty->sizes());
 }
 
 }  // namespace
@@ -60,8 +60,10 @@ Element element_of(at::ScalarType type) {
 }
 
 Problem problem_of(const Attributes& attributes) {
-  TORCH_CHECK_VALUE(attributes.p >= 0 && attributes.p <= 1,
-                    "dropout probability has to be between 0 and 1, but got ", attributes.p);
+  const double p = attributes.p.value_or(0.5);  // absent: any value that says that there is dropout
+  TORCH_CHECK_VALUE(p >= 0 && p <= 1, "dropout probability has to be between 0 and 1, but got ", p);
+  TORCH_CHECK_VALUE(!attributes.alpha || !attributes.on_output,
+                    "actreg: alpha dropout takes no penalty on the output");
   TORCH_CHECK_VALUE(!attributes.coefficients || attributes.coefficients->size() == 2,
                     "actreg: coefficients are {l1, l2}, but got ", attributes.coefficients->size(),
                     " numbers");
@@ -77,7 +79,12 @@ Problem problem_of(const Attributes& attributes) {
 
   Problem problem;
   problem.activation = *activation;
-  problem.dropout = Dropout(attributes.p);
+  problem.dropout = Dropout(p);
+  if (attributes.alpha) problem.dropout = Dropout(problem.dropout.threshold, true);
+  problem.is_alpha = attributes.alpha;
+  problem.reads_threshold = !attributes.p;
+  problem.is_general = attributes.alpha || !attributes.p || attributes.channel_dim ||
+                       !attributes.shared_dims.empty() || !attributes.global_shape.empty();
   problem.keeps_input = attributes.keep_input;
   if (attributes.on_output) problem.counted = problem.dropout.threshold;
   Penalty& penalty = problem.penalty;
@@ -110,13 +117,15 @@ Problem forward_problem(const Tensor& x, const Attributes& attributes) {
   return problem;
 }
 
-void check_rng_state(const OptionalTensor& rng_state, at::Device device) {
+void check_rng_state(const OptionalTensor& rng_state, at::Device device, bool has_threshold) {
+  const char* form = has_threshold ? "{seed, offset, threshold}" : "{seed, offset}";
   TORCH_CHECK_VALUE(rng_state.has_value() && rng_state->defined(),
-                    "actreg: dropout needs rng_state, an int64 tensor {seed, offset}");
-  TORCH_CHECK_VALUE(
-      rng_state->scalar_type() == at::kLong && rng_state->dim() == 1 && rng_state->sym_size(0) == 2,
-      "actreg: rng_state is an int64 tensor {seed, offset} of shape [2], but got ",
-      rng_state->scalar_type(), " of shape ", rng_state->sym_sizes());
+                    "actreg: dropout needs rng_state, an int64 tensor ", form);
+  const int64_t length = has_threshold ? 3 : 2;
+  TORCH_CHECK_VALUE(rng_state->scalar_type() == at::kLong && rng_state->dim() == 1 &&
+                        rng_state->sym_size(0) == length,
+                    "actreg: rng_state is an int64 tensor ", form, " of shape [", length,
+                    "], but got ", rng_state->scalar_type(), " of shape ", rng_state->sym_sizes());
   TORCH_CHECK_VALUE(rng_state->device() == device, "actreg: rng_state is on ", rng_state->device(),
                     " and input on ", device);
 }
@@ -178,9 +187,9 @@ at::ScalarType accumulation_type(const Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-at::IntArrayRef penalty_shape(const Attributes& attributes) {
-  static constexpr int64_t kTwo[] = {2};
-  return attributes.coefficients ? at::IntArrayRef() : at::IntArrayRef(kTwo);
+at::ScalarType penalty_type(const Tensor& x, const Attributes& attributes) {
+  const bool are_sums_of_channels = attributes.channel_dim && !attributes.coefficients;
+  return are_sums_of_channels ? at::kDouble : accumulation_type(x);
 }
 
 }  // namespace actreg

@@ -5,8 +5,10 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/ArrayRef.h>
+#include <c10/util/SmallVector.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/kept.h"
 #include "core/operator.h"
@@ -31,8 +33,10 @@ Problem forward_problem(const Tensor& x, const Attributes& attributes);
 // shape or device.
 Problem backward_problem(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
                          const Attributes& attributes, bool x_is_output);
-// Throws unless rng_state is an int64 tensor {seed, offset} on `device`. Reads no element.
-void check_rng_state(const OptionalTensor& rng_state, at::Device device);
+// Throws unless rng_state is an int64 tensor {seed, offset}, or {seed, offset, threshold}, on
+// `device`. Reads no element.
+void check_rng_state(const OptionalTensor& rng_state, at::Device device,
+                     bool has_threshold = false);
 
 // What forward leaves for a backward that reads bits; sets problem.marked. Throws if bits are not
 // enough for the gradient.
@@ -56,9 +60,27 @@ template <class Integer>
 Integer bytes_of_bits(Integer elements) {
   return (elements + 7) / 8;
 }
-// The dtype of the penalty and the sums: float64 for float64, float32 for all others.
+// The dtype in which the kernels add up: float64 for float64, float32 for all others.
 at::ScalarType accumulation_type(const Tensor& x);
-// The shape of the penalty: [] with coefficients; [2], the two sums, without.
-at::IntArrayRef penalty_shape(const Attributes& attributes);
+// The dtype of the penalty or the sums: as above, but float64 for the sums of channels.
+at::ScalarType penalty_type(const Tensor& x, const Attributes& attributes);
+// The shape of the penalty: [] with coefficients. Without them there are sums: [3, channels] with
+// channel_dim, else [2].
+template <class Sizes>
+auto penalty_shape(const Attributes& attributes, const Sizes& sizes) {
+  c10::SmallVector<std::decay_t<decltype(sizes[0])>, 2> shape;
+  if (attributes.coefficients) return shape;
+  if (!attributes.channel_dim) {
+    shape.push_back(2);
+  } else {
+    shape.push_back(3);
+    if (*attributes.channel_dim < 0) {
+      shape.push_back(1);
+    } else {
+      shape.push_back(sizes[*attributes.channel_dim]);
+    }
+  }
+  return shape;
+}
 
 }  // namespace actreg

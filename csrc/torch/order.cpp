@@ -53,8 +53,6 @@ at::DimVector strides_of(at::IntArrayRef sizes, at::IntArrayRef order) {
   return strides;
 }
 
-namespace {
-
 bool is_in_order(const Tensor& x, at::IntArrayRef order) {
   if (order.empty()) return x.is_contiguous();
   const auto dense = strides_of(x.sizes(), order);
@@ -63,6 +61,9 @@ bool is_in_order(const Tensor& x, at::IntArrayRef order) {
   }
   return true;
 }
+
+namespace {
+
 Tensor empty_in_order(const Tensor& like, at::IntArrayRef order) {
   return at::empty_strided(like.sizes(), strides_of(like.sizes(), order), like.options());
 }

@@ -27,6 +27,8 @@ using Order = at::DimVector;
 Order order_of(const Tensor& x);
 // The strides of a dense tensor of these sizes whose memory is in that order.
 at::DimVector strides_of(at::IntArrayRef sizes, at::IntArrayRef order);
+// Whether x is dense and in that order.
+bool is_in_order(const Tensor& x, at::IntArrayRef order);
 // x itself if x is dense and in that order, else a copy that is.
 Tensor in_order(const Tensor& x, at::IntArrayRef order);
 // dy as a dense tensor in that order, of the shape and type of x; zeros if there is no dy.

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "torch/dispatch.h"
+#include "torch/rows.h"
 
 namespace actreg {
 namespace {
@@ -34,25 +35,31 @@ Tensor bits_of(const Tensor& x) {
   return at::empty_symint({bytes_of_bits(x.sym_numel())}, x.options().dtype(at::kByte));
 }
 
-Results forward_meta(const Tensor& x, const OptionalTensor* rng_state, const Attributes& attributes,
+Results forward_meta(const Tensor& x, const OptionalTensor& row_weight,
+                     const OptionalTensor* rng_state, const Attributes& attributes,
                      bool with_bits) {
   if (with_bits) check_bits(attributes);
-  const bool drops = make_problem(x, attributes).drops();
-  if (drops && rng_state) check_rng_state(*rng_state, x.device());
+  const Problem problem = make_problem(x, attributes);
+  check_general(attributes, row_weight, x.dim());
+  if (problem.drops() && rng_state) {
+    check_rng_state(*rng_state, x.device(), problem.reads_threshold);
+  }
   check_order(attributes.order, x.dim());
   Results results;
   results.y = empty(x.sym_sizes(), attributes.order, x.options());
-  results.penalty = at::empty(penalty_shape(attributes), x.options().dtype(accumulation_type(x)));
+  results.penalty = at::empty_symint(penalty_shape(attributes, x.sym_sizes()),
+                                     x.options().dtype(penalty_type(x, attributes)));
   if (!rng_state) results.rng_state = at::empty({2}, x.options().dtype(at::kLong));
   if (with_bits) results.bits = bits_of(x);
   return results;
 }
 
-std::tuple<Tensor, Tensor> forward_in_place_meta(const Tensor& x, const OptionalTensor& rng_state,
+std::tuple<Tensor, Tensor> forward_in_place_meta(const Tensor& x, const OptionalTensor& row_weight,
+                                                 const OptionalTensor& rng_state,
                                                  const Attributes& attributes, bool with_bits) {
   check_order(attributes.order, x.dim());
   writable(x, attributes.order);
-  Results results = forward_meta(x, &rng_state, attributes, with_bits);
+  Results results = forward_meta(x, row_weight, &rng_state, attributes, with_bits);
   if (!with_bits) results.bits = at::empty({0}, x.options().dtype(at::kByte));
   return {results.penalty, results.bits};
 }
@@ -67,9 +74,9 @@ void check_all_meta(std::initializer_list<OptionalTensor> tensors) {
 // Compiled autograd traces backward with placeholders, whose shapes, dtypes and devices are others.
 // So the Meta kernels of backward check neither the shape nor the dtype of a tensor.
 Tensor backward_meta(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                     const OptionalTensor& rng_state, const Attributes& attributes,
-                     bool x_is_output) {
-  check_all_meta({dy, dpenalty, x, rng_state});
+                     const OptionalTensor& row_weight, const OptionalTensor& rng_state,
+                     const Attributes& attributes, bool x_is_output) {
+  check_all_meta({dy, dpenalty, x, row_weight, rng_state});
   make_problem(x, attributes, x_is_output);
   return empty(x.sym_sizes(), attributes.order, x.options());
 }
@@ -84,23 +91,29 @@ Tensor backward_bits_meta(const OptionalTensor& dy, const OptionalTensor& dpenal
 }
 
 // The operator rng_state makes a tensor {seed, offset} on the device of x: a copy of `state`, or
-// {seed, 0} without one.
+// {seed, 0} without one. With p, a 0-d tensor, it makes {seed, offset, threshold}.
 void check_state(const OptionalTensor& state) {
   if (state && state->defined()) check_rng_state(state, state->device());
 }
-Tensor rng_state_meta(const Tensor& x, const OptionalTensor& state, c10::SymInt) {
+Tensor rng_state_meta(const Tensor& x, const OptionalTensor& state, c10::SymInt,
+                      const OptionalTensor& p) {
   check_state(state);
-  return at::empty({2}, x.options().dtype(at::kLong));
+  return at::empty({p ? 3 : 2}, x.options().dtype(at::kLong));
 }
 // A compiled program cannot see into this operator, for two reasons. Inductor drops a visible copy
 // and reads the original later, when the caller may have increased its offset. And Inductor's own
 // kernels take integers below 2^63 only.
-Tensor rng_state_copied(const Tensor& x, const OptionalTensor& state, c10::SymInt seed) {
+Tensor rng_state_copied(const Tensor& x, const OptionalTensor& state, c10::SymInt seed,
+                        const OptionalTensor& p) {
   check_state(state);
-  const Tensor made = at::empty({2}, x.options().dtype(at::kLong));
-  if (state && state->defined()) return made.copy_(*state);
-  made.narrow(0, 0, 1).fill_(seed.guard_int(__FILE__, __LINE__));
-  made.narrow(0, 1, 1).zero_();
+  const Tensor made = at::empty({p ? 3 : 2}, x.options().dtype(at::kLong));
+  if (state && state->defined()) {
+    made.narrow(0, 0, 2).copy_(*state);
+  } else {
+    made.select(0, 0).fill_(seed.guard_int(__FILE__, __LINE__));
+    made.select(0, 1).zero_();
+  }
+  if (p) made.select(0, 2).copy_(at::rsub(p->to(at::kDouble), 1).mul(double{kKeepAll}).round());
   return made;
 }
 
@@ -129,7 +142,7 @@ TORCH_LIBRARY(actreg, m) {
   define<Backward>(m, pure);
   define<BackwardBits>(m, pure);
   define<Curvature>(m, pure);
-  m.def("rng_state(Tensor x, Tensor? state, SymInt seed) -> Tensor", pure);
+  m.def("rng_state(Tensor x, Tensor? state, SymInt seed, Tensor? p=None) -> Tensor", pure);
 }
 
 TORCH_LIBRARY_IMPL(actreg, Meta, m) {
