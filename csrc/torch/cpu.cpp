@@ -157,6 +157,10 @@ struct Cpu {  // see Note [Backends]
       read_rng_state(problem, results.rng_state);
     }
     const int64_t n = x.numel();
+    if (n == 0) {
+      results.penalty.zero_();
+      return;
+    }
     if (problem.rows || problem.is_alpha) return forward_rows(problem, n, results);
     c10::SmallVector<PenaltySums<double>, 64> partial((n + kChunk - 1) / kChunk);
     for_each_chunk(n, problem.drops(), [&](int64_t chunk, int64_t begin, int64_t end) {
@@ -183,6 +187,7 @@ struct Cpu {  // see Note [Backends]
   static void run_backward(Kernel kernel, Problem& problem, const OptionalTensor& state,
                            const OptionalTensor& dy, const OptionalTensor& dpenalty,
                            const Tensor& dx, at::IntArrayRef order) {
+    if (dx.numel() == 0) return;
     if (state) read_rng_state(problem, *state);
     const Tensor coefficients = read_gradient(problem, dpenalty);
     IndexMap address;
