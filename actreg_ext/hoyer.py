@@ -14,20 +14,20 @@ class Hoyer(SumPenalty):
 
     The penalty is one of::
 
-        coefficient * sum_c S1[c] / sqrt(sum_c S2[c])            per_channel=False
+        coefficient * (sum_c S1[c]) / sqrt(sum_c S2[c])          per_channel=False
         coefficient * sum_c (S1[c] / sqrt(S2[c]))                per_channel=True
 
-    where the first line sums over c in the numerator too. The measure of n elements is 1 if one
-    element is not 0, and sqrt(n) if all have the same size. The measure does not change if all
-    elements are multiplied by one number. So it pushes small elements to 0 and does not shrink the
-    others. The measure of zeros is defined as 0, with gradient 0.
+    The measure of n elements is 1 if only one element is not 0, and sqrt(n) if all elements have
+    the same size. The measure stays the same if all elements are multiplied by one number. So the
+    penalty pushes small elements to 0 and does not shrink all elements alike. The measure of zeros
+    is defined as 0, with gradient 0.
 
     Shapes: sums of shape [C], or 0-d with per_channel=False; the penalty is 0-d.
 
     Args:
         coefficient: factor of the penalty; a number, finite and at least 0, or a 0-d tensor.
         per_channel: False measures all elements together. True adds the measures of the channels,
-            each over the rows, so each channel is to fire for few rows.
+            each over the rows: then each channel should fire in few rows.
         normalize: True divides by the largest possible measure, sqrt(W), and with per_channel
             sqrt(W / C). Then the measure is in [0, 1], does not depend on the number of rows, and
             does not change if all row weights are multiplied by one number. With False and row
