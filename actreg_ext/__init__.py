@@ -13,6 +13,8 @@
 - `set_injection_scale`, `penalty_values` and `check_injection` are for `inject=True`, which adds
   the penalty's gradient in the backward and leaves the training loop as it is.
 - `functional.act_reg` is the operator as a function, `functional.act_reg_` the same in place.
+- `penalties` has penalties that are formulas of sums: weighted L1, KL to a target rate, Hoyer,
+  group lasso, log; a controller that steers l1 to a share of active units; a count of dead units.
 - `reference.act_reg` is the same operator in plain PyTorch: read it to learn what is computed.
 - `dropout_mask` returns the mask of a seed; `activations` lists the names and their parameters.
 
@@ -32,7 +34,7 @@ if not _doctor.is_running():
     if _reason := _doctor.why_unusable():
         raise ImportError(_reason, name=__name__)
 
-    from . import functional, nn, reference
+    from . import functional, nn, penalties, reference
     from .conversion import convert, revert
     from .functional import act_reg, activations, dropout_mask
     from .injected import check_injection, penalty_values, set_injection_scale
@@ -52,6 +54,7 @@ __all__ = [
     "dropout_mask",
     "functional",
     "nn",
+    "penalties",
     "penalty_values",
     "record_penalties",
     "reference",
