@@ -164,21 +164,13 @@ def _call(
         traced = is_dynamo_compiling()
         state = (draw(x.device) if traced else None) if seed is None else rng_state(seed, x)
     number = None if isinstance(p, Tensor) else p
-    head = (x, rows.row_weight, state, activation, parameters, number, penalty_on == "output")
-    tail = (rows.global_shape, rows.offsets)
+    head = (x, state, activation, parameters, number, penalty_on == "output", coefficients)
+    tail = (keep_input, rows.channel_dim, rows.shared_dims, rows.global_shape, rows.offsets)
     if not is_dynamo_compiling():
-        return _C.forward_general(
-            *head,
-            coefficients,
-            reduction,
-            keep_input,
-            rows.channel_dim,
-            rows.shared_dims,
-            rows.alpha,
-            *tail,
-        )
-    call = (*head, coefficients, reduction, memory_order(x), keep_input, rows.channel_dim)
-    result: tuple[Tensor, Tensor] = ops.forward(*call, rows.shared_dims, *tail, rows.alpha)
+        return _C.forward_general(*head, reduction, *tail, rows.alpha, rows.row_weight)
+    result: tuple[Tensor, Tensor] = ops.forward(
+        *head, reduction, memory_order(x), *tail, rows.alpha, rows.row_weight
+    )
     return result
 
 
@@ -214,7 +206,6 @@ def output_and_sums(
     state = draw(x.device) if p > 0 else None
     result: tuple[Tensor, Tensor] = ops.forward(
         x,
-        None,
         state,
         activation,
         parameters,
@@ -261,7 +252,7 @@ def _traced(
     on = None if l1 and l2 else [1.0, 0.0] if l1 else [0.0, 1.0] if l2 else [0.0, 0.0]
     on_output, order = penalty_on == "output", memory_order(x)
     output, sums = ops.forward(
-        x, None, state, activation, parameters, p, on_output, on, reduction, order, keep_input
+        x, state, activation, parameters, p, on_output, on, reduction, order, keep_input
     )
     penalty = l1 * sums[0] + l2 * sums[1] if on is None else (l1 or l2) * sums
     return ActRegOutput(output, penalty)

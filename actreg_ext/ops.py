@@ -12,7 +12,7 @@ because under a transform the seed comes from torch.randint.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,7 +48,7 @@ def _viewable(value: Tensor) -> Tensor:
     return value
 
 
-def _each(value: Tensor | None, dim: int | None, size: int) -> Sequence[Tensor | None]:
+def _each(value: Any, dim: int | None, size: int) -> Sequence[Any]:
     """Return one argument per example: a slice along `dim`, or `value` itself if `dim` is None."""
     if value is None or dim is None:
         return [value] * size
@@ -81,30 +81,30 @@ def _forward_vmap(
     op: Any,
     info: Any,
     in_dims: Sequence[int | None],
-    x: Tensor,
-    row_weight: Tensor | None,
-    rng_state: Tensor | None,
-    *attributes: Any,
+    *arguments: Any,
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Batch `forward` or `forward_bits`: with one rng_state all examples have the same mask."""
+    attributes = arguments[2:]
     if info.batch_size == 0:
-        output, penalty, bits = _empty(_batched(x, in_dims[0], 0), attributes)
+        output, penalty, bits = _empty(_batched(arguments[0], in_dims[0], 0), attributes)
         results = (output, penalty) if op is forward else (output, penalty, bits)
         return results, (0,) * len(results)
-    examples = zip(
-        _each(x, in_dims[0], info.batch_size),
-        _each(row_weight, in_dims[1], info.batch_size),
-        _each(rng_state, in_dims[2], info.batch_size),
-        strict=True,
-    )
-    return _stack([op(*example, *attributes) for example in examples])
+    return _stack([op(*example) for example in _examples(arguments, in_dims, info.batch_size)])
+
+
+def _examples(
+    arguments: Sequence[Any], in_dims: Sequence[int | None], size: int
+) -> Iterable[Sequence[Any]]:
+    """Return the arguments of each example."""
+    each = [_each(value, dim, size) for value, dim in zip(arguments, in_dims, strict=True)]
+    return zip(*each, strict=True)
 
 
 def _slope_vmap(
     op: Any, info: Any, in_dims: Sequence[int | None], *arguments: Any
 ) -> tuple[Tensor, int]:
     """Batch `backward` or `curvature`, which have the same arguments."""
-    dy, dpenalty, x, row_weight, rng_state, *attributes = arguments
+    dy, dpenalty, x, _, *attributes = arguments
     size = info.batch_size
     if size == 0:
         return torch.empty_like(_batched(x, in_dims[2], 0)), 0
@@ -117,10 +117,8 @@ def _slope_vmap(
         if dpenalty is not None:  # divide by the D of one example here, and by 1 in the call
             dpenalty = dpenalty.double() / denominator(x[0], reduction)
         attributes[5:7] = "sum", [0, *(dim + 1 for dim in order)] if order else []
-        return op(dy, dpenalty, x, None, None, *attributes), 0
-    tensors = (dy, dpenalty, x, row_weight, rng_state)
-    examples = zip(*[_each(t, in_dims[i], size) for i, t in enumerate(tensors)], strict=True)
-    return torch.stack([op(*example, *attributes) for example in examples]), 0
+        return op(dy, dpenalty, x, None, *attributes), 0
+    return torch.stack([op(*example) for example in _examples(arguments, in_dims, size)]), 0
 
 
 def _channel_dim(attributes: Sequence[Any]) -> int | None:
@@ -136,10 +134,8 @@ def _backward_bits_vmap(
     if info.batch_size == 0:
         device = next(t.device for t in tensors if t is not None)
         return torch.empty((0, *sizes), dtype=dtype, device=device), 0
-    examples = zip(
-        *[_each(t, in_dims[i], info.batch_size) for i, t in enumerate(tensors)], strict=True
-    )
-    return torch.stack([backward_bits(*example, *arguments[5:]) for example in examples]), 0
+    examples = _examples(arguments, in_dims, info.batch_size)
+    return torch.stack([backward_bits(*example) for example in examples]), 0
 
 
 def _rng_state_vmap(
@@ -156,9 +152,7 @@ def _rng_state_vmap(
         return rng_state(x, state, seed, p), None
     if info.batch_size == 0:
         return x.new_empty((0, 2 if p is None else 3), dtype=torch.int64), 0
-    examples = zip(
-        _each(state, dims[0], info.batch_size), _each(p, dims[1], info.batch_size), strict=True
-    )
+    examples = _examples((state, p), dims, info.batch_size)
     return torch.stack([rng_state(x, example, seed, p_i) for example, p_i in examples]), 0
 
 

@@ -37,7 +37,7 @@ def weight() -> Tensor:
     return WEIGHT
 
 
-@pytest.fixture(params=[reference.act_sums], ids=["reference"])
+@pytest.fixture(params=[reference.act_sums, functional.act_sums], ids=["reference"])
 def act_sums(request: pytest.FixtureRequest) -> Callable[..., ActSums]:
     return request.param
 

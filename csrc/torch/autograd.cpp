@@ -21,7 +21,7 @@ Results run_below(c10::DispatchKeySet keys, const Tensor& x, const OptionalTenso
   Results results;
   const auto run = [&](auto op, const auto&... given) {
     using Op = decltype(op);
-    parts<Op>(results) = Op::redispatch(keys, x, row_weight, given..., a);
+    parts<Op>(results) = Op::redispatch(keys, x, given..., a, row_weight);
   };
   if (rng_state) {
     with_bits ? run(ForwardBits(), *rng_state) : run(Forward(), *rng_state);
@@ -78,7 +78,7 @@ Results forward_autograd(c10::DispatchKeySet keys, const Tensor& x,
   if (const Tensor dx = tangent(x); dx.defined()) {
     const Tensor at = *primal(x);
     const OptionalTensor drawn = optional(results.rng_state);
-    results.y._set_fw_grad(Backward::call(dx, std::nullopt, at, row_weight, drawn, a, false), 0,
+    results.y._set_fw_grad(Backward::call(dx, std::nullopt, at, drawn, a, false, row_weight), 0,
                            false);
     const Tensor along = penalty_direction(dx, at, row_weight, drawn, a, false);
     results.penalty._set_fw_grad(along.to(results.penalty.scalar_type()), 0, false);
@@ -89,9 +89,9 @@ Results forward_autograd(c10::DispatchKeySet keys, const Tensor& x,
 }
 
 std::tuple<Tensor, Tensor> forward_in_place_autograd(c10::DispatchKeySet keys, const Tensor& x,
-                                                     const OptionalTensor& row_weight,
                                                      const OptionalTensor& rng_state,
-                                                     const Attributes& a, bool with_bits) {
+                                                     const Attributes& a, bool with_bits,
+                                                     const OptionalTensor& row_weight) {
   const bool requires_grad = torch::autograd::compute_requires_grad(x);
   torch::autograd::check_inplace(x, requires_grad);
   TORCH_CHECK_NOT_IMPLEMENTED(!tangent(x).defined(),
@@ -109,9 +109,9 @@ std::tuple<Tensor, Tensor> forward_in_place_autograd(c10::DispatchKeySet keys, c
     // A hook may raise. So the node keeps everything before x is written.
     Tensor y, penalty, bits;
     if (with_bits) {
-      std::tie(y, penalty, bits) = ForwardBits::call(input, row_weight, rng_state, a);
+      std::tie(y, penalty, bits) = ForwardBits::call(input, rng_state, a, row_weight);
     } else {
-      std::tie(y, penalty) = Forward::call(input, row_weight, rng_state, a);
+      std::tie(y, penalty) = Forward::call(input, rng_state, a, row_weight);
       bits = at::empty({0}, x.options().dtype(at::kByte));
     }
     x.copy_(y);
@@ -122,22 +122,22 @@ std::tuple<Tensor, Tensor> forward_in_place_autograd(c10::DispatchKeySet keys, c
     // Not below ADInplaceOrView, because its kernel increments the version of x.
     const at::AutoDispatchBelowAutograd below;
     std::tie(results.penalty, results.bits) =
-        ForwardInPlace::redispatch(keys & c10::after_autograd_keyset, x, row_weight, rng_state, a,
-                                   with_bits || state.kept == Kept::kBits);
+        ForwardInPlace::redispatch(keys & c10::after_autograd_keyset, x, rng_state, a,
+                                   with_bits || state.kept == Kept::kBits, row_weight);
   }
   if (requires_grad) set_history(x, input, row_weight, results, a, problem, state);
   return {std::move(results.penalty), std::move(results.bits)};
 }
 
 std::tuple<Tensor, Tensor> forward_in_place_versioned(c10::DispatchKeySet keys, const Tensor& x,
-                                                      const OptionalTensor& row_weight,
                                                       const OptionalTensor& rng_state,
-                                                      const Attributes& a, bool with_bits) {
+                                                      const Attributes& a, bool with_bits,
+                                                      const OptionalTensor& row_weight) {
   std::tuple<Tensor, Tensor> results;
   {
     const at::AutoDispatchBelowADInplaceOrView below;
-    results = ForwardInPlace::redispatch(keys & c10::after_ADInplaceOrView_keyset, x, row_weight,
-                                         rng_state, a, with_bits);
+    results = ForwardInPlace::redispatch(keys & c10::after_ADInplaceOrView_keyset, x, rng_state, a,
+                                         with_bits, row_weight);
   }
   torch::autograd::impl::bump_version(x);
   return results;

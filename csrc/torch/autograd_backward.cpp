@@ -29,9 +29,9 @@ Tensor plus(const Tensor& a, const Tensor& b) {
 
 Tensor backward_autograd(c10::DispatchKeySet keys, const OptionalTensor& dy,
                          const OptionalTensor& dpenalty, const Tensor& x,
-                         const OptionalTensor& row_weight, const OptionalTensor& rng_state,
-                         const Attributes& a, bool x_is_output) {
-  Tensor dx = run_below<Backward>(keys, dy, dpenalty, x, row_weight, rng_state, a, x_is_output);
+                         const OptionalTensor& rng_state, const Attributes& a, bool x_is_output,
+                         const OptionalTensor& row_weight) {
+  Tensor dx = run_below<Backward>(keys, dy, dpenalty, x, rng_state, a, x_is_output, row_weight);
   const Tensor dy_or_none = tensor_or_none(dy), dpenalty_or_none = tensor_or_none(dpenalty);
   const auto make = [&](edge_list&& edges) {
     return make_node<ActRegBackwardBackward>(std::move(edges), a, dy_or_none, dpenalty_or_none, x,
@@ -44,12 +44,12 @@ Tensor backward_autograd(c10::DispatchKeySet keys, const OptionalTensor& dy,
     const Tensor at = *primal(x);
     Tensor total;
     if (dy_t.defined() || dpenalty_t.defined()) {
-      total = Backward::call(optional(dy_t), optional(dpenalty_t), at, row_weight, rng_state, a,
-                             x_is_output);
+      total = Backward::call(optional(dy_t), optional(dpenalty_t), at, rng_state, a, x_is_output,
+                             row_weight);
     }
     if (x_t.defined()) {
       const Tensor curved =
-          Curvature::call(primal(dy), primal(dpenalty), at, row_weight, rng_state, a, x_is_output);
+          Curvature::call(primal(dy), primal(dpenalty), at, rng_state, a, x_is_output, row_weight);
       total = plus(total, curved * x_t);
     }
     dx._set_fw_grad(total, 0, false);
@@ -81,15 +81,15 @@ Tensor backward_bits_autograd(c10::DispatchKeySet keys, const OptionalTensor& dy
 // the node runs.
 Tensor curvature_autograd(c10::DispatchKeySet keys, const OptionalTensor& dy,
                           const OptionalTensor& dpenalty, const Tensor& x,
-                          const OptionalTensor& row_weight, const OptionalTensor& rng_state,
-                          const Attributes& a, bool x_is_output) {
+                          const OptionalTensor& rng_state, const Attributes& a, bool x_is_output,
+                          const OptionalTensor& row_weight) {
   for (const OptionalTensor& tensor : {dy, dpenalty, OptionalTensor(x)}) {
     TORCH_CHECK_NOT_IMPLEMENTED(!tangent(tensor).defined(),
                                 "actreg: the third derivative is not implemented; "
                                 "actreg_ext.reference.act_reg has derivatives of any order");
   }
   Tensor result =
-      run_below<Curvature>(keys, dy, dpenalty, x, row_weight, rng_state, a, x_is_output);
+      run_below<Curvature>(keys, dy, dpenalty, x, rng_state, a, x_is_output, row_weight);
   const auto make = [&](edge_list&& edges) {
     return make_node<torch::autograd::NotImplemented>(
         "actreg::curvature (the third derivative; actreg_ext.reference.act_reg has it)",

@@ -91,9 +91,9 @@ Results forward_on(const Tensor& x, const OptionalTensor& row_weight,
 }
 
 template <class B>
-std::tuple<Tensor, Tensor> forward_in_place_on(const Tensor& x, const OptionalTensor& row_weight,
-                                               const OptionalTensor& rng_state,
-                                               const Attributes& attributes, bool with_bits) {
+std::tuple<Tensor, Tensor> forward_in_place_on(const Tensor& x, const OptionalTensor& rng_state,
+                                               const Attributes& attributes, bool with_bits,
+                                               const OptionalTensor& row_weight) {
   check_order(attributes.order, x.dim());
   Tensor into = writable(x, attributes.order);
   IndexMap map;
@@ -126,8 +126,8 @@ Tensor from_x(Kernel kernel, Problem& problem, const OptionalTensor& dy,
 
 template <class B>
 Tensor backward_on(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                   const OptionalTensor& row_weight, const OptionalTensor& rng_state,
-                   const Attributes& attributes, bool x_is_output) {
+                   const OptionalTensor& rng_state, const Attributes& attributes, bool x_is_output,
+                   const OptionalTensor& row_weight) {
   Problem problem = backward_problem(dy, dpenalty, x, attributes, x_is_output);
   return from_x<B>(B::backward_kernel(), problem, dy, dpenalty, x, row_weight, rng_state,
                    attributes);
@@ -137,8 +137,8 @@ Tensor backward_on(const OptionalTensor& dy, const OptionalTensor& dpenalty, con
 // result is converted to the dtype of x.
 template <class B>
 Tensor curvature_on(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                    const OptionalTensor& row_weight, const OptionalTensor& rng_state,
-                    const Attributes& attributes, bool x_is_output) {
+                    const OptionalTensor& rng_state, const Attributes& attributes, bool x_is_output,
+                    const OptionalTensor& row_weight) {
   Problem problem = backward_problem(dy, dpenalty, x, attributes, x_is_output);
   OptionalTensor wide_dy, wide_weight;
   if (dy) wide_dy = dy->to(at::kDouble);

@@ -20,9 +20,9 @@ namespace actreg {
 
 // An operator. The dispatcher passes it the arguments `Before...`, then the attributes one by one,
 // then `After...`. Callers and kernels have one argument `attributes` instead:
-//   Backward::call(dy, dpenalty, x, row_weight, rng_state, attributes, x_is_output)
-// is backward(dy, dpenalty, x, row_weight, rng_state, activation, parameters, ..., order,
-// x_is_output).
+//   Backward::call(dy, dpenalty, x, rng_state, attributes, x_is_output, row_weight)
+// is backward(dy, dpenalty, x, rng_state, activation, parameters, ..., order, ..., x_is_output,
+// row_weight).
 template <class Op, class Result, class Before, class After = Types<>,
           class Attribute = AttributeTypes>
 struct Operator;
@@ -91,67 +91,69 @@ struct Results {
 // computes dx without x: see Note [What is kept for backward].
 template <class Op, bool draws, bool bits>
 struct ForwardOperator
-    : Operator<
-          Op, decltype(std::tuple_cat(std::array<Tensor, 2 + draws + bits>())),
-          std::conditional_t<draws, Types<const Tensor&, const OptionalTensor&>,
-                             Types<const Tensor&, const OptionalTensor&, const OptionalTensor&>>> {
+    : Operator<Op, decltype(std::tuple_cat(std::array<Tensor, 2 + draws + bits>())),
+               std::conditional_t<draws, Types<const Tensor&>,
+                                  Types<const Tensor&, const OptionalTensor&>>,
+               Types<const OptionalTensor&>> {
   static constexpr bool kDraws = draws, kBits = bits;
 };
 
 struct Forward : ForwardOperator<Forward, false, false> {
   static constexpr char kName[] = "forward";
   static constexpr char kSchema[] =
-      "(Tensor x, Tensor? row_weight, Tensor? rng_state, ATTRIBUTES) -> (Tensor output, Tensor "
+      "(Tensor x, Tensor? rng_state, ATTRIBUTES, Tensor? row_weight=None) -> (Tensor output, "
+      "Tensor "
       "penalty)";
 };
 struct ForwardRandom : ForwardOperator<ForwardRandom, true, false> {
   static constexpr char kName[] = "forward_random";
   static constexpr char kSchema[] =
-      "(Tensor x, Tensor? row_weight, ATTRIBUTES) -> (Tensor output, Tensor penalty, Tensor "
+      "(Tensor x, ATTRIBUTES, Tensor? row_weight=None) -> (Tensor output, Tensor penalty, Tensor "
       "rng_state)";
 };
 struct ForwardBits : ForwardOperator<ForwardBits, false, true> {
   static constexpr char kName[] = "forward_bits";
   static constexpr char kSchema[] =
-      "(Tensor x, Tensor? row_weight, Tensor? rng_state, ATTRIBUTES) -> (Tensor output, Tensor "
+      "(Tensor x, Tensor? rng_state, ATTRIBUTES, Tensor? row_weight=None) -> (Tensor output, "
+      "Tensor "
       "penalty, Tensor bits)";
 };
 struct ForwardRandomBits : ForwardOperator<ForwardRandomBits, true, true> {
   static constexpr char kName[] = "forward_random_bits";
   static constexpr char kSchema[] =
-      "(Tensor x, Tensor? row_weight, ATTRIBUTES) -> (Tensor output, Tensor penalty, Tensor "
+      "(Tensor x, ATTRIBUTES, Tensor? row_weight=None) -> (Tensor output, Tensor penalty, Tensor "
       "rng_state, Tensor bits)";
 };
 
 // Overwrites x with y. The bits are empty unless `with_bits`.
 struct ForwardInPlace
     : Operator<ForwardInPlace, std::tuple<Tensor, Tensor>,
-               Types<const Tensor&, const OptionalTensor&, const OptionalTensor&>, Types<bool>> {
+               Types<const Tensor&, const OptionalTensor&>, Types<bool, const OptionalTensor&>> {
   static constexpr char kName[] = "forward_";
   static constexpr char kSchema[] =
-      "(Tensor(a!) x, Tensor? row_weight, Tensor? rng_state, ATTRIBUTES, bool with_bits=False)"
+      "(Tensor(a!) x, Tensor? rng_state, ATTRIBUTES, bool with_bits=False, Tensor? row_weight=None)"
       " -> (Tensor penalty, Tensor bits)";
 };
 
 // Operators that compute a tensor like x. If `x_is_output`, the argument x is the output of forward
 // instead. That is allowed for activations whose slope is a function of the output.
 template <class Op>
-using BackwardOperator = Operator<Op, Tensor,
-                                  Types<const OptionalTensor&, const OptionalTensor&, const Tensor&,
-                                        const OptionalTensor&, const OptionalTensor&>,
-                                  Types<bool>>;
+using BackwardOperator = Operator<
+    Op, Tensor,
+    Types<const OptionalTensor&, const OptionalTensor&, const Tensor&, const OptionalTensor&>,
+    Types<bool, const OptionalTensor&>>;
 
 struct Backward : BackwardOperator<Backward> {  // dx
   static constexpr char kName[] = "backward";
   static constexpr char kSchema[] =
-      "(Tensor? dy, Tensor? dpenalty, Tensor x, Tensor? row_weight, Tensor? rng_state, ATTRIBUTES"
-      ", bool x_is_output=False) -> Tensor";
+      "(Tensor? dy, Tensor? dpenalty, Tensor x, Tensor? rng_state, ATTRIBUTES"
+      ", bool x_is_output=False, Tensor? row_weight=None) -> Tensor";
 };
 struct Curvature : BackwardOperator<Curvature> {  // d(dx)/dx, element by element
   static constexpr char kName[] = "curvature";
   static constexpr char kSchema[] =
-      "(Tensor? dy, Tensor? dpenalty, Tensor x, Tensor? row_weight, Tensor? rng_state, ATTRIBUTES"
-      ", bool x_is_output=False) -> Tensor";
+      "(Tensor? dy, Tensor? dpenalty, Tensor x, Tensor? rng_state, ATTRIBUTES"
+      ", bool x_is_output=False, Tensor? row_weight=None) -> Tensor";
 };
 
 // dx from bits. There is no x, so `sizes` and `dtype` are those of dx. `anchor` does not change dx:
@@ -188,12 +190,12 @@ auto parts(Results& results) {
 // nothing.
 template <class Op, auto* f, class... Keys>
 struct ForwardKernel {
-  static typename Op::Result given(Keys... keys, const Tensor& x, const OptionalTensor& row_weight,
-                                   const OptionalTensor& rng_state, const Attributes& attributes) {
+  static typename Op::Result given(Keys... keys, const Tensor& x, const OptionalTensor& rng_state,
+                                   const Attributes& attributes, const OptionalTensor& row_weight) {
     return returned(f(keys..., x, row_weight, &rng_state, attributes, Op::kBits));
   }
-  static typename Op::Result drawn(Keys... keys, const Tensor& x, const OptionalTensor& row_weight,
-                                   const Attributes& attributes) {
+  static typename Op::Result drawn(Keys... keys, const Tensor& x, const Attributes& attributes,
+                                   const OptionalTensor& row_weight) {
     return returned(f(keys..., x, row_weight, nullptr, attributes, Op::kBits));
   }
   static typename Op::Result returned(Results&& results) {

@@ -86,19 +86,19 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const OptionalTensor& row_we
   }
   const Order order = order_of(x);
   attributes.order = order;
-  if (!draws || draws_visibly) return Forward::call(x, row_weight, drawn, attributes);
-  const auto [y, penalty, state] = ForwardRandom::call(x, row_weight, attributes);
+  if (!draws || draws_visibly) return Forward::call(x, drawn, attributes, row_weight);
+  const auto [y, penalty, state] = ForwardRandom::call(x, attributes, row_weight);
   return {y, penalty};
 }
 
 // The general form: returns the output and the penalty or the sums, see Attributes.
 std::tuple<Tensor, Tensor> forward_general(
-    const Tensor& x, const OptionalTensor& row_weight, const OptionalTensor& rng_state,
-    c10::string_view activation, const std::vector<double>& parameters, std::optional<double> p,
-    bool on_output, const std::optional<std::vector<double>>& coefficients,
-    c10::string_view reduction, bool keep_input, std::optional<int64_t> channel_dim,
-    const std::vector<int64_t>& shared_dims, bool alpha, const std::vector<int64_t>& global_shape,
-    const std::vector<int64_t>& offsets) {
+    const Tensor& x, const OptionalTensor& rng_state, c10::string_view activation,
+    const std::vector<double>& parameters, std::optional<double> p, bool on_output,
+    const std::optional<std::vector<double>>& coefficients, c10::string_view reduction,
+    bool keep_input, std::optional<int64_t> channel_dim, const std::vector<int64_t>& shared_dims,
+    const std::vector<int64_t>& global_shape, const std::vector<int64_t>& offsets, bool alpha,
+    const OptionalTensor& row_weight) {
   Attributes attributes{activation,   parameters, p,          on_output,   std::nullopt,
                         reduction,    {},         keep_input, channel_dim, shared_dims,
                         global_shape, offsets,    alpha};
@@ -106,8 +106,6 @@ std::tuple<Tensor, Tensor> forward_general(
   return forward(x, row_weight, rng_state, attributes);
 }
 
-// Runs forward and returns (output, penalty) as `type`, a subclass of tuple. tuple.__new__ makes
-// the pair: the constructor of a named tuple is Python code and costs as much as an allocation.
 py::object act_reg(const py::type& type, const Tensor& x, const OptionalTensor& rng_state,
                    Attributes attributes) {
   auto* tuple_type = reinterpret_cast<PyTypeObject*>(type.ptr());
@@ -155,7 +153,7 @@ Tensor act_reg_in_place(const Tensor& x, const OptionalTensor& rng_state, Attrib
   const Order order = order_of(x);
   attributes.order = order;
   return std::get<0>(
-      ForwardInPlace::call(x, std::nullopt, draws ? drawn : rng_state, attributes, false));
+      ForwardInPlace::call(x, draws ? drawn : rng_state, attributes, false, std::nullopt));
 }
 
 // What forward keeps for backward of an x of that dtype, if x requires a gradient.
@@ -228,10 +226,10 @@ PYBIND11_MODULE(_C, m) {
          std::make_tuple(py::arg("type"), py::arg("x"), py::arg("rng_state")), attributes,
          reduction, keep_input);
   m.def("forward_general", wrap_pybind_function_no_gil(forward_general), py::arg("x"),
-        py::arg("row_weight"), py::arg("rng_state"), py::arg("activation"), py::arg("parameters"),
-        py::arg("p"), py::arg("on_output"), py::arg("coefficients"), py::arg("reduction"),
-        py::arg("keep_input"), py::arg("channel_dim"), py::arg("shared_dims"), py::arg("alpha"),
-        py::arg("global_shape"), py::arg("offsets"));
+        py::arg("rng_state"), py::arg("activation"), py::arg("parameters"), py::arg("p"),
+        py::arg("on_output"), py::arg("coefficients"), py::arg("reduction"), py::arg("keep_input"),
+        py::arg("channel_dim"), py::arg("shared_dims"), py::arg("global_shape"), py::arg("offsets"),
+        py::arg("alpha"), py::arg("row_weight"));
   define("forward_", wrap_pybind_function_no_gil(InPlace::call<act_reg_in_place>),
          std::make_tuple(py::arg("x"), py::arg("rng_state")), attributes, reduction, keep_input);
   py::class_<Prepared>(m, "Prepared")

@@ -59,7 +59,7 @@ inline Tensor penalty_direction(const Tensor& v, const Tensor& x, const Optional
   const auto type = accumulation_type(x);
   const Tensor wide = x.to(type);
   return penalty_direction(v, type, a, [&](const Tensor& dpenalty) {
-    return Backward::call(std::nullopt, dpenalty, wide, row_weight, rng_state, a, x_is_output);
+    return Backward::call(std::nullopt, dpenalty, wide, rng_state, a, x_is_output, row_weight);
   });
 }
 
@@ -129,8 +129,8 @@ struct ActRegBackward final : public ActRegNode<ActRegBackward>, public ForwardN
     }
     const Tensor at = unpack_x();
     const Tensor dpenalty = with_injected(dy, gradients[1], at.scalar_type());
-    return {Backward::call(optional(dy), optional(dpenalty), at, optional(unpack(row_weight)),
-                           optional(unpack(rng_state)), view(attributes), x.is_output)};
+    return {Backward::call(optional(dy), optional(dpenalty), at, optional(unpack(rng_state)),
+                           view(attributes), x.is_output, optional(unpack(row_weight)))};
   }
 
  private:
@@ -183,14 +183,14 @@ struct ActRegBackwardBackward final : public ActRegNode<ActRegBackwardBackward> 
     const Tensor v = is_compiled ? shaped(gradients[0], Shape(at)) : gradients[0];
     const Attributes a = view(attributes);
     if (given_dy && task_should_compute_output(0)) {
-      result[0] = Backward::call(v, std::nullopt, at, weight, state, a, x_is_output);
+      result[0] = Backward::call(v, std::nullopt, at, state, a, x_is_output, weight);
     }
     if (given_dpenalty && task_should_compute_output(1)) {
       result[1] =
           penalty_direction(v, at, weight, state, a, x_is_output).to(given_dpenalty->scalar_type());
     }
     if (task_should_compute_output(2)) {
-      result[2] = v * Curvature::call(given_dy, given_dpenalty, at, weight, state, a, x_is_output);
+      result[2] = v * Curvature::call(given_dy, given_dpenalty, at, state, a, x_is_output, weight);
     }
     return result;
   }

@@ -54,9 +54,9 @@ Results forward_meta(const Tensor& x, const OptionalTensor& row_weight,
   return results;
 }
 
-std::tuple<Tensor, Tensor> forward_in_place_meta(const Tensor& x, const OptionalTensor& row_weight,
-                                                 const OptionalTensor& rng_state,
-                                                 const Attributes& attributes, bool with_bits) {
+std::tuple<Tensor, Tensor> forward_in_place_meta(const Tensor& x, const OptionalTensor& rng_state,
+                                                 const Attributes& attributes, bool with_bits,
+                                                 const OptionalTensor& row_weight) {
   check_order(attributes.order, x.dim());
   writable(x, attributes.order);
   Results results = forward_meta(x, row_weight, &rng_state, attributes, with_bits);
@@ -74,8 +74,8 @@ void check_all_meta(std::initializer_list<OptionalTensor> tensors) {
 // Compiled autograd traces backward with placeholders, whose shapes, dtypes and devices are others.
 // So the Meta kernels of backward check neither the shape nor the dtype of a tensor.
 Tensor backward_meta(const OptionalTensor& dy, const OptionalTensor& dpenalty, const Tensor& x,
-                     const OptionalTensor& row_weight, const OptionalTensor& rng_state,
-                     const Attributes& attributes, bool x_is_output) {
+                     const OptionalTensor& rng_state, const Attributes& attributes,
+                     bool x_is_output, const OptionalTensor& row_weight) {
   check_all_meta({dy, dpenalty, x, row_weight, rng_state});
   make_problem(x, attributes, x_is_output);
   return empty(x.sym_sizes(), attributes.order, x.options());
