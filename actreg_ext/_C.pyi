@@ -43,6 +43,29 @@ def forward_(
     If p > 0 and rng_state is None, a seed is drawn from the generator of x's device.
     """
 
+def forward_general(
+    x: Tensor,
+    rng_state: Tensor | None,
+    activation: str,
+    parameters: Sequence[float],
+    p: float | None,
+    on_output: bool,
+    coefficients: Sequence[float] | None,
+    reduction: str,
+    keep_input: bool,
+    channel_dim: int | None,
+    shared_dims: Sequence[int],
+    global_shape: Sequence[int],
+    offsets: Sequence[int],
+    alpha: bool,
+    row_weight: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Compute the general form: return the output, and the penalty or the sums.
+
+    The arguments are those of the operator `actreg::forward`. If p > 0 and rng_state is None, a
+    seed is drawn from the generator of x's device.
+    """
+
 def kept(
     dtype: torch.dtype,
     activation: str,

@@ -70,19 +70,18 @@ _CONSTRAINTS: dict[str, tuple[Callable[..., bool], str]] = {
 
 def check(
     input: Tensor,
-    l1: float | Tensor,
-    l2: float | Tensor,
-    p: float | Tensor,
+    l1: float,
+    l2: float,
+    p: float,
     training: bool,
     penalty_on: str,
     reduction: str,
     seed: int | Tensor | None,
     keep: str = "auto",
-) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
-    """Check the arguments of `act_reg` except the activation and those of rows.py.
+) -> tuple[float, float, float]:
+    """Check the arguments of the flat `act_reg` except the activation.
 
-    Returns:
-        l1, l2 and p: numbers as floats; tensors unchanged, rows.py checks them.
+    Returns l1, l2 and p as floats. rows.py checks the arguments of the general form.
     """
     check_input(input)
     if training is not True and training is not False:
@@ -92,11 +91,7 @@ def check(
     choice("keep", keep, KEEP)
     if seed is not None:
         check_seed(seed)
-    return (
-        l1 if isinstance(l1, Tensor) else coefficient("l1", l1),
-        l2 if isinstance(l2, Tensor) else coefficient("l2", l2),
-        p if isinstance(p, Tensor) else probability(p),
-    )
+    return coefficient("l1", l1), coefficient("l2", l2), probability(p)
 
 
 def check_input(input: object) -> None:

@@ -88,6 +88,7 @@ def run_general(
     x: Tensor,
     activation: str,
     parameters: tuple[float, ...],
+    rows: Rows,
     l1: float | Tensor,
     l2: float | Tensor,
     p: float | Tensor,
@@ -95,7 +96,6 @@ def run_general(
     reduction: str,
     seed: int | Tensor | None,
     keep_input: bool,
-    rows: Rows,
 ) -> ActRegOutput:
     """Compute `act_reg` in its general form, from arguments that are already checked."""
     if _needs_composite(x, p):
@@ -107,9 +107,9 @@ def run_general(
         and not isinstance(l2, Tensor)
         and not is_dynamo_compiling()
     ):
-        call = (x, activation, parameters, p, penalty_on, seed, keep_input)
-        one_channel = rows._replace(channel_dim=None)
-        return ActRegOutput(*_call(*call, one_channel, [l1, l2], reduction))
+        flat = rows._replace(channel_dim=None)
+        options = (activation, parameters, p, penalty_on, seed, keep_input, flat)
+        return ActRegOutput(*_call(x, *options, [l1, l2], reduction))
     sums = sums_of(x, activation, parameters, p, penalty_on, seed, keep_input, rows)
     return ActRegOutput(sums.output, penalty_of(x, sums, l1, l2, reduction, rows))
 
@@ -136,8 +136,8 @@ def sums_of(
         rows = rows._replace(row_weight=narrow)
         weight = narrow.expand(x.shape).sum()
     channels = rows if rows.channel_dim is not None else rows._replace(channel_dim=-1)
-    call = (x, activation, parameters, p, penalty_on, seed, keep_input)
-    output, sums = _call(*call, channels, None, "sum")
+    options = (activation, parameters, p, penalty_on, seed, keep_input, channels)
+    output, sums = _call(x, *options, None, "sum")
     if rows.channel_dim is None:
         sums = sums.squeeze(1)
     l1, l2, count = sums.unbind()

@@ -18,7 +18,7 @@ from . import _C, arguments, dispatch
 from .arguments import PENALTY_ON, READY, REDUCTIONS, check, resolve
 from .dispatch import needs_input, run, run_general, run_in_place, sums_of
 from .reference import ActRegOutput, ActSums
-from .rows import FLAT, Shard, check_rows
+from .rows import FLAT, Shard, check_all
 
 __all__ = [
     "ActRegOutput",
@@ -96,6 +96,9 @@ def act_reg(
     the input        everything else
     ===============  ==============================================================================
 
+    With a tensor for l1, l2 or p, with row_weight, shared_dims, shard or dropout="alpha", no bits
+    are kept, and with p > 0 the input.
+
     Some parameters need the input instead of bits or the output: softplus with a threshold below
     about 17 (in float64 about 37; the default is 20), the activation "threshold" with l1 and a
     threshold below 0, leaky_relu with a penalty and a negative_slope below 0. The repr of
@@ -111,10 +114,13 @@ def act_reg(
         input: x, a float32, float64, float16 or bfloat16 tensor.
         activation: a name from `actreg_ext.activations()`, or an activation module of torch.nn such
             as `nn.LeakyReLU(0.2)`. The module's parameters are used; its `inplace` is ignored.
-        l1: factor of sum |t|; finite, at least 0.
-        l2: factor of sum t^2, without a factor 1/2 (as in Keras); finite, at least 0.
+        l1: factor of sum |t|; finite, at least 0. Or a float32 or float64 tensor, which may require
+            a gradient: 0-d, or of shape [C] with one factor for each channel. Only the shape of a
+            tensor is checked, not its values.
+        l2: factor of sum t^2, without a factor 1/2 (as in Keras); a number or a tensor, as l1.
         p: probability that an element is dropped, in [0, 1]. p = 0 draws no random number; p = 1
-            drops every element.
+            drops every element. A 0-d tensor is read on the device: nothing waits for the device or
+            compiles again when its value changes.
         training: False turns dropout off. The penalty is computed in both cases.
         penalty_on: "activation" penalizes a, the value before dropout; "output" penalizes the
             value after dropout.
@@ -126,6 +132,19 @@ def act_reg(
             graph, the tensor must be on the GPU.
         keep: "auto" keeps the output for the backward where the table says so. "input" keeps the
             input there, unless torch's own activation keeps the output.
+        channel_dim: the dimension of the channels, whose size is C. Needed for l1 or l2 of shape
+            [C]: the penalty is then the sum over the channels c of l1[c] * sum |t| over channel c,
+            and the same for l2.
+        row_weight: the weight w of each row, a tensor of bool, integers or real numbers. It
+            broadcasts to the input's shape, with size 1 in channel_dim. The penalty sums w * |t|
+            and w * t^2, and "mean" divides by the sum of w over all elements, "token" by that sum /
+            size(-1). A row of weight 0 is left out, even if it is infinite or NaN. The output does
+            not depend on w. There is no gradient for w.
+        shared_dims: dimensions along which one random number serves all elements. For an input of
+            shape (N, C, H, W), (2, 3) is the dropout of nn.Dropout2d.
+        dropout: "standard", or "alpha" as in nn.AlphaDropout, with the same mask.
+        shard: `Shard(global_shape, offsets)`: the input is a block of a tensor of global_shape and
+            begins there at the index `offsets`. The mask is that block of the whole tensor's mask.
         **activation_parameters: parameters of an activation given by name, named as in torch.
 
     Returns:
@@ -191,19 +210,20 @@ def act_reg(
         and shard is None
         and isinstance(input, Tensor)
     ):
-        l1, l2, p = check(input, l1, l2, p, training, penalty_on, reduction, seed, keep)
         options = (channel_dim, row_weight, shared_dims, dropout, shard)
-        rows = check_rows(input, l1, l2, p, penalty_on, *options)
+        l1, l2, p, rows = check_all(
+            input, l1, l2, p, training, penalty_on, reduction, seed, keep, options
+        )
     if not training:
         p = 0.0
     if type(activation) is str and not activation_parameters and activation in READY:
         parameters = READY[activation]
     else:
         activation, parameters = resolve(activation, activation_parameters)
-    call = (input, activation, parameters, l1, l2, p, penalty_on, reduction, seed, keep == "input")
+    call: Any = (l1, l2, p, penalty_on, reduction, seed, keep == "input")
     if rows is FLAT:
-        return run(*call)
-    return run_general(*call, rows)
+        return run(input, activation, parameters, *call)
+    return run_general(input, activation, parameters, rows, *call)
 
 
 def act_sums(
@@ -230,8 +250,8 @@ def act_sums(
         l1[c] = sum over rows of w * |t|      count[c] = number of rows with w != 0 and t != 0
         l2[c] = sum over rows of w * t^2      weight = the sum of w over all elements
 
-    `act_reg` computes l1 * sum(l1) + l2 * sum(l2) of these sums. Other penalties are formulas of the
-    same sums, and need no further pass over the activation: see `actreg_ext.penalties`. One kernel
+    `act_reg` computes l1 * sum(l1) + l2 * sum(l2) of these sums. Other penalties are formulas of
+    the same sums, and need no further pass over the activation: see `actreg_ext.penalties`. One kernel
     computes all results; the backward is one kernel too.
 
     Shapes: l1, l2 and count have shape [C]; without channel_dim they are 0-d. `weight` is 0-d.
@@ -285,9 +305,8 @@ def act_sums(
             shard=shard,
             **activation_parameters,
         )
-    _, _, p = check(input, 0.0, 0.0, p, training, penalty_on, "sum", seed, keep)
     options = (channel_dim, row_weight, shared_dims, dropout, shard)
-    rows = check_rows(input, 0.0, 0.0, p, penalty_on, *options)
+    _, _, p, rows = check_all(input, 0.0, 0.0, p, training, penalty_on, "sum", seed, keep, options)
     name, parameters = resolve(activation, activation_parameters)
     p = p if training else 0.0
     return sums_of(input, name, parameters, p, penalty_on, seed, keep == "input", rows)
@@ -397,15 +416,18 @@ def act_reg_(
 
 def dropout_mask(
     shape: int | Sequence[int],
-    p: float,
+    p: float | Tensor,
     seed: int | Tensor | None,
     device: torch.device | str | None = None,
+    *,
+    shared_dims: Sequence[int] = (),
+    shard: Shard | None = None,
 ) -> Tensor:
     """Return the dropout mask that `act_reg` uses for this seed: True where an element is kept.
 
     Equivalent to `act_reg(torch.ones(shape), "identity", p=p, seed=seed).output != 0`. As a
     formula, keep(i) = r(i) < round((1 - p) * 65536), where r(i) are the 16 random bits of the
-    element at position i in memory.
+    element at position i. docs/mask.md defines the bits and the position.
 
     Shapes: the mask is the one of a contiguous input of shape `shape`. For a channels_last input of
     shape (N, C, H, W), ask for the shape (N, H, W, C) and apply `.permute(0, 3, 1, 2)`.
@@ -415,24 +437,28 @@ def dropout_mask(
         p: probability that an element is dropped, in [0, 1].
         seed: as in `act_reg`. None draws a seed, so each call returns a new mask.
         device: the device of the mask; None is torch's default device.
+        shared_dims: as in `act_reg`: along these dimensions the mask repeats.
+        shard: as in `act_reg`: the mask is that block of the mask of the whole tensor.
 
     Returns:
         A bool tensor of shape `shape`.
 
     Raises:
-        TypeError: p or seed has the wrong type.
-        ValueError: p or seed is out of range.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
 
     Example:
         >>> dropout_mask((2, 4), p=0.5, seed=0)
-        tensor([[False,  True, False, False],
-                [False, False, False, False]])
+        tensor([[ True,  True, False, False],
+                [ True, False, False, False]])
     """
-    p = arguments.probability(p)
+    if not isinstance(p, Tensor):
+        p = arguments.probability(p)
     if seed is not None:
         arguments.check_seed(seed)
     ones = torch.ones(shape, dtype=torch.bfloat16, device=device)
-    return act_reg(ones, "identity", p=p, seed=seed).output != 0
+    options: dict[str, Any] = dict(p=p, seed=seed, shared_dims=shared_dims, shard=shard)
+    return act_reg(ones, "identity", **options).output != 0
 
 
 def activations() -> dict[str, dict[str, float | None]]:

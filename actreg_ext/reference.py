@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arguments import check, resolve, rng_state
-from .rows import FLAT, Rows, Shard, check_rows
+from .arguments import resolve, rng_state
+from .rows import FLAT, Rows, Shard, check_all
 from .torch_activations import ACTIVATIONS as ACTIVATIONS  # a public name of this module
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class ActSums(NamedTuple):
     output: Tensor
     l1: Tensor
     l2: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count
     weight: Tensor
 
 
@@ -111,9 +111,10 @@ def act_reg(
         (tensor([0., 2., 3.]), tensor(2.5000))
     """
     name, parameters = resolve(activation, activation_parameters)
-    l1, l2, p = check(input, l1, l2, p, training, penalty_on, reduction, seed, keep)
     options = (channel_dim, row_weight, shared_dims, dropout, shard)
-    rows = check_rows(input, l1, l2, p, penalty_on, *options)
+    l1, l2, p, rows = check_all(
+        input, l1, l2, p, training, penalty_on, reduction, seed, keep, options
+    )
     if not training:
         p = 0.0
     return composite(input, name, parameters, l1, l2, p, penalty_on, reduction, seed, rows)
@@ -145,9 +146,8 @@ def act_sums(
         (tensor([3., 6.]), tensor([1, 2]))
     """
     name, parameters = resolve(activation, activation_parameters)
-    _, _, p = check(input, 0.0, 0.0, p, training, penalty_on, "sum", seed, keep)
     options = (channel_dim, row_weight, shared_dims, dropout, shard)
-    rows = check_rows(input, 0.0, 0.0, p, penalty_on, *options)
+    _, _, p, rows = check_all(input, 0.0, 0.0, p, training, penalty_on, "sum", seed, keep, options)
     p = p if training else 0.0
     return composite_sums(input, name, parameters, p, penalty_on, seed, rows)
 

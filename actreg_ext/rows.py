@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import errors
+from .arguments import check
 
 DROPOUT = ("standard", "alpha")
 
@@ -43,7 +44,40 @@ class Rows(NamedTuple):
 FLAT = Rows()
 
 
-def check_rows(
+def check_all(
+    input: Tensor,
+    l1: float | Tensor,
+    l2: float | Tensor,
+    p: float | Tensor,
+    training: bool,
+    penalty_on: str,
+    reduction: str,
+    seed: int | Tensor | None,
+    keep: str,
+    options: tuple[Any, ...],
+) -> tuple[float | Tensor, float | Tensor, float | Tensor, Rows]:
+    """Check all arguments of `act_reg` except the activation.
+
+    `options` are channel_dim, row_weight, shared_dims, dropout and shard. Returns l1, l2 and p
+    (numbers as floats), and the options, which are FLAT itself if neither they nor a tensor ask for
+    the general form.
+    """
+    given = (l1, l2, p)
+    numbers = tuple(0.0 if isinstance(value, Tensor) else value for value in given)
+    floats = check(
+        input, numbers[0], numbers[1], numbers[2], training, penalty_on, reduction, seed, keep
+    )
+    l1, l2, p = (
+        value if isinstance(value, Tensor) else number
+        for value, number in zip(given, floats, strict=True)
+    )
+    has_tensors = any(isinstance(value, Tensor) for value in given)
+    if not has_tensors and options == (None, None, (), "standard", None):
+        return l1, l2, p, FLAT
+    return l1, l2, p, _check_options(input, l1, l2, p, penalty_on, *options)
+
+
+def _check_options(
     input: Tensor,
     l1: float | Tensor,
     l2: float | Tensor,
@@ -55,7 +89,6 @@ def check_rows(
     dropout: str,
     shard: Shard | None,
 ) -> Rows:
-    """Check the options of a call, and l1, l2 and p if they are tensors; return the options."""
     if dropout not in DROPOUT:
         raise errors.not_one_of("dropout", dropout, DROPOUT)
     if dropout == "alpha" and penalty_on == "output":
@@ -85,10 +118,11 @@ def _dim(argument: str, dim: object, input: Tensor) -> int:
     if isinstance(dim, bool) or not isinstance(dim, Integral | torch.SymInt):
         raise TypeError(f"{argument} must be an int, but got {errors.shown(dim)}")
     dims = input.dim()
-    if not -dims <= dim < dims:
+    index = int(dim)
+    if not -dims <= index < dims:
         accepted = f"in [{-dims}, {dims - 1}]" if dims else "left out, because the input is 0-d"
         raise ValueError(f"{argument} must be {accepted}, but got {dim}")
-    return int(dim) % dims
+    return index % dims
 
 
 def _check_row_weight(input: Tensor, weight: Tensor, channel: int | None) -> None:

@@ -83,7 +83,7 @@ def plain(case: Case) -> Layer:
 
 def kept_share(p: float) -> float:
     """Of act_reg's dropout, which decides by 16 random bits."""
-    return reference.kept_of_65536(p) / 65536
+    return float(reference.kept_of_65536(p)) / 65536
 
 
 _default = {"mode": "default"}

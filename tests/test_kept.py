@@ -437,7 +437,7 @@ def backward_bits(**changed: Any) -> Tensor:
         ({"reduction": ""}, "reduction is mean, sum, batch or token, but got ''"),
         ({"sizes": [3, 4]}, r"dy has shape \[3, 5\], but input has .* \[3, 4\]"),
         ({"dy": None}, "needs dy or dpenalty"),
-        ({"dpenalty": lambda: torch.ones(2)}, "dpenalty is a scalar"),
+        ({"dpenalty": lambda: torch.ones(2)}, "dpenalty has the shape"),
         ({"p": 0.5, "coefficients": [1.0, 0.0]}, "dropout needs rng_state"),
     ],
 )

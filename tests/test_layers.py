@@ -29,7 +29,16 @@ MAY_INCLUDE = {
 }
 TRANSCENDENTAL = r"\b(exp|exp2|expm1|log|log1p|log2|tanh|erf|erfc|pow|sqrt)f?\("
 # The files of the package that may name mathematical functions of torch.
-WITH_MATHS = ("reference.py", "torch_activations.py")
+# The reference, and the penalties, which are formulas of the sums of `act_sums`.
+WITH_MATHS = (
+    "reference.py",
+    "torch_activations.py",
+    "dead_units.py",
+    "hoyer.py",
+    "l1_controller.py",
+    "penalties.py",
+    "sum_penalty.py",
+)
 # The files that recognize torch's functions, and call none of them.
 WITH_NAMES_OF_MATHS = ("known.py", "plan.py")
 # Functions and methods of torch that only a formula needs.

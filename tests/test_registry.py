@@ -29,6 +29,7 @@ NOT_OURS |= {"MultiheadAttention"}
 # Arguments of torch.nn's modules that are not parameters of the activation.
 NOT_PARAMETERS = {"inplace", "approximate", "min_value", "max_value", "args", "kwargs"}
 # The options that a module has and a function cannot have; act_reg_ is the function in place.
+OF_THE_CALL = ["channel_dim", "row_weight", "shared_dims", "dropout", "shard"]
 OF_THE_MODULE = ["inject", "inplace"]
 
 
@@ -158,7 +159,7 @@ def test_one_signature() -> None:
     ours = inspect.signature(functional.act_reg).parameters
     assert inspect.signature(reference.act_reg).parameters == ours
     module = dict(inspect.signature(ActReg).parameters)
-    assert set(ours) - set(module) == {"input", "training", "seed"}
+    assert set(ours) - set(module) == {"input", "training", "seed", *OF_THE_CALL}
     *options, parameters = [name for name in ours if name in module]
     assert list(module) == [*options, *OF_THE_MODULE, parameters]
     assert all(ours[name].default == module[name].default for name in [*options, parameters])
@@ -177,7 +178,7 @@ def modules_of_examples() -> list[ModuleType]:
 def test_examples_are_true(module: ModuleType) -> None:
     """The doctests pass, and every public function and class has one."""
     assert doctest.testmod(module).failed == 0
-    of_reference = ["act_reg", "philox"] if module is reference else []
+    of_reference = ["act_reg", "act_sums", "philox"] if module is reference else []
     for name in getattr(module, "__all__", of_reference):
         thing = getattr(module, name)
         documented = inspect.getdoc(thing) or ""
