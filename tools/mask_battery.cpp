@@ -49,10 +49,12 @@ Block philox4x32(const Block& counter, uint64_t key, int rounds) {
       return philox4x32<6>(counter, key);
     case 7:
       return philox4x32<7>(counter, key);
+    case 8:
+      return philox4x32<8>(counter, key);
     case 10:
       return philox4x32<10>(counter, key);
   }
-  std::fprintf(stderr, "rounds: 5, 6, 7 or 10, not %d\n", rounds);
+  std::fprintf(stderr, "rounds: 5, 6, 7, 8 or 10, not %d\n", rounds);
   std::exit(2);
 }
 
@@ -199,15 +201,16 @@ int run_battery(const std::string& battery, char* name) {
   unif01_Gen* generator = unif01_CreateExternGenBits(
       name, []() -> unsigned int { return next_word(*tested, tested_view); });
   swrite_Basic = FALSE;
-  constexpr double kBits = 1 << 26;  // what Rabbit and Alphabit read
   if (battery == "SmallCrush") {
     bbattery_SmallCrush(generator);
   } else if (battery == "Crush") {
     bbattery_Crush(generator);
-  } else if (battery == "Rabbit") {
-    bbattery_Rabbit(generator, kBits);
+  } else if (battery == "SimpPoker") {
+    int repetitions[107] = {};
+    for (int test = 26; test <= 29; ++test) repetitions[test] = 1;
+    bbattery_RepeatBigCrush(generator, repetitions);
   } else if (battery == "Alphabit") {
-    bbattery_Alphabit(generator, kBits, 0, 32);
+    bbattery_Alphabit(generator, 1 << 26, 0, 32);  // reads 2^26 bits per test
   } else {
     return std::fprintf(stderr, "no battery has the name %s\n", battery.c_str()), 2;
   }

@@ -51,12 +51,18 @@ def run_battery(battery: str, stream: str, view: str, rounds: int, seed: int) ->
         subprocess.run([PROGRAM, *arguments], stdout=file, check=True)
 
 
+def shown(p: float) -> str:
+    return f"{p:.2g}" if p < 0.5 else f"1 - {1 - p:.2g}"
+
+
 def report() -> None:
-    """Print one line for each battery, stream and view; the runs of all seeds together."""
+    """Print the p-values outside ORDINARY: one line for each battery, stream, view and seed."""
     found: dict[tuple[str, ...], dict[int, list[tuple[float, str]]]] = {}
     for log in sorted(BUILD.glob("*.log")):
         battery, stream, view, rounds, seed = log.stem.split(".")
-        values = [(float(p), f"{name} {float(p):.3g}") for p, name in LINE.findall(log.read_text())]
+        values = [
+            (float(p), f"{name}: {shown(float(p))}") for p, name in LINE.findall(log.read_text())
+        ]
         runs = found.setdefault((battery, stream, view, seed), {})
         runs[int(rounds)] = [value for value in values if value[0] >= 0]  # -1: did not run
     all_rounds = sorted({rounds for runs in found.values() for rounds in runs})
@@ -67,7 +73,8 @@ def report() -> None:
         cells = [str(max(map(len, runs.values())))]
         for rounds in all_rounds:
             unusual = [s for p, s in runs.get(rounds, []) if not ORDINARY[0] <= p <= ORDINARY[1]]
-            cells.append("; ".join(unusual) or ("none" if rounds in runs else "not run"))
+            listed = "; ".join(unusual) if len(unusual) < 4 else f"**{len(unusual)}**"
+            cells.append(listed or ("none" if rounds in runs else "not run"))
         print("| " + " | ".join([*key, *cells]) + " |")
     for rounds in all_rounds:
         values = [value for runs in found.values() for value, _ in runs.get(rounds, [])]
@@ -143,7 +150,7 @@ def quick(all_rounds: list[int], seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", help="SmallCrush, Crush, Rabbit, Alphabit, report or quick")
+    parser.add_argument("what", help="SmallCrush, Crush, SimpPoker, Alphabit, report or quick")
     parser.add_argument("--testu01", type=Path, help="where TestU01 is installed")
     parser.add_argument("--streams", nargs="+", default=STREAMS)
     parser.add_argument("--views", nargs="+", default=["halves"])
