@@ -251,8 +251,8 @@ def act_sums(
         l2[c] = sum over rows of w * t^2      weight = the sum of w over all elements
 
     `act_reg` computes l1 * sum(l1) + l2 * sum(l2) of these sums. Other penalties are formulas of
-    the same sums, and need no further pass over the activation: see `actreg_ext.penalties`. One kernel
-    computes all results; the backward is one kernel too.
+    the same sums, and need no further pass over the activation: see `actreg_ext.penalties`. One
+    kernel computes all results, and one kernel the whole gradient.
 
     Shapes: l1, l2 and count have shape [C]; without channel_dim they are 0-d. `weight` is 0-d.
 

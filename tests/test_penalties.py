@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, kl_divergence
 
-from actreg_ext import dead_units, hoyer, l1_controller, penalties, reference
+from actreg_ext import dead_units, functional, hoyer, l1_controller, penalties, reference
 from actreg_ext.penalties import (
     DeadUnits,
     GroupLasso,
@@ -37,7 +37,7 @@ def weight() -> Tensor:
     return WEIGHT
 
 
-@pytest.fixture(params=[reference.act_sums, functional.act_sums], ids=["reference"])
+@pytest.fixture(params=[reference.act_sums, functional.act_sums], ids=["reference", "kernel"])
 def act_sums(request: pytest.FixtureRequest) -> Callable[..., ActSums]:
     return request.param
 
