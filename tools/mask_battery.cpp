@@ -144,7 +144,7 @@ uint32_t packed_bits(Halves& halves, int bit) {  // the same bit of 32 halves
   return word;
 }
 
-uint32_t next_word(Halves& halves, View view) {
+[[maybe_unused]] uint32_t next_word(Halves& halves, View view) {
   if (view == View::kTop) return packed_bits(halves, 15);
   if (view == View::kBottom) return packed_bits(halves, 0);
   const uint32_t first = halves.next(), second = halves.next();
