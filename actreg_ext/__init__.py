@@ -13,6 +13,7 @@
 - `set_injection_scale`, `penalty_values` and `check_injection` are for `inject=True`, which adds
   the penalty's gradient in the backward and leaves the training loop as it is.
 - `functional.act_reg` is the operator as a function, `functional.act_reg_` the same in place.
+- `temporal_penalty` penalizes the difference between neighbouring time steps.
 - `reference.act_reg` is the same operator in plain PyTorch: read it to learn what is computed.
 - `dropout_mask` returns the mask of a seed; `activations` lists the names and their parameters.
 
@@ -39,6 +40,7 @@ if not _doctor.is_running():
     from .nn import ActReg, collect_penalty, discard_penalty
     from .records import record_penalties
     from .report import ConversionReport
+    from .temporal import temporal_penalty
 
 __all__ = [
     "ActReg",
@@ -57,4 +59,5 @@ __all__ = [
     "reference",
     "revert",
     "set_injection_scale",
+    "temporal_penalty",
 ]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arguments import check, resolve, rng_state
+from .arguments import check, check_temporal, resolve, rng_state
 from .torch_activations import ACTIVATIONS as ACTIVATIONS  # a public name of this module
 
 if TYPE_CHECKING:
@@ -268,3 +268,56 @@ def philox(seed: int | Tensor, offset: int | Tensor, block: Tensor) -> Tensor:
         )
         k0, k1 = k0 + 0x9E3779B9 & low, k1 + 0xBB67AE85 & low
     return torch.stack((c0, c1, c2, c3), dim=-1)
+
+
+def temporal_penalty(
+    h: Tensor, l2: float | Tensor, dim: int = 0, row_weight: Tensor | None = None
+) -> Tensor:
+    """Compute l2 * the weighted mean of (h[t + 1] - h[t])^2, with t along `dim`.
+
+    Takes the same arguments as `actreg_ext.temporal_penalty`, which documents them.
+
+    Example:
+        >>> temporal_penalty(torch.tensor([1.0, 2.0, 4.0]), l2=2.0)
+        tensor(5.)
+    """
+    l2, dim = check_temporal(h, l2, dim, row_weight)
+    return composite_temporal_penalty(h, l2, dim, row_weight)
+
+
+def composite_temporal_penalty(
+    h: Tensor, l2: float | Tensor, dim: int, row_weight: Tensor | None
+) -> Tensor:
+    """Compute `temporal_penalty` from arguments that are already checked."""
+    if not isinstance(l2, Tensor) and l2 == 0:  # left out: 0 * inf would be NaN
+        return h.narrow(dim, 0, 0).sum(dtype=accumulation_dtype(h))  # 0, but part of the graph
+    difference = h.to(accumulation_dtype(h)).diff(dim=dim)
+    weight: Tensor | float = 1.0
+    if row_weight is not None:
+        weight = pair_weights(h, dim, row_weight)
+        # A select: weight * difference would be NaN for a weight of 0 and a difference of infinity.
+        difference = torch.where(weight != 0, difference, 0.0)
+    return scaled_mean((weight * difference.square()).sum(), h, l2, dim, row_weight)
+
+
+def pair_weights(h: Tensor, dim: int, row_weight: Tensor) -> Tensor:
+    """Return w[t] * w[t + 1], of size 1 in each other dimension along which w is the same."""
+    shape = [1] * (h.dim() - row_weight.dim()) + list(row_weight.shape)
+    shape[dim] = h.shape[dim]
+    w = row_weight.to(accumulation_dtype(h)).expand(shape).movedim(dim, 0)
+    return (w[:-1] * w[1:]).movedim(0, dim)
+
+
+def scaled_mean(
+    total: Tensor, h: Tensor, l2: float | Tensor, dim: int, row_weight: Tensor | None
+) -> Tensor:
+    """Return l2 * total / D. D is the sum of the weights of all pairs; the result is 0 if D is 0."""
+    l2 = l2.to(total) if isinstance(l2, Tensor) else l2
+    others = [n for i, n in enumerate(h.shape) if i != dim]
+    if row_weight is None:
+        return l2 * total / torch.sym_max(math.prod(others) * (h.shape[dim] - 1), 1)
+    weights = pair_weights(h, dim, row_weight)
+    copies = [n for i, n in enumerate(h.shape) if i != dim and weights.shape[i] == 1]
+    size = weights.sum() * math.prod(copies)
+    # The first select keeps the gradient of the division finite; the second one makes it 0.
+    return l2 * torch.where(size == 0, 0.0, total / torch.where(size == 0, 1.0, size))

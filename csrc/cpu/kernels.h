@@ -6,6 +6,7 @@
 
 #include "core/operator.h"
 #include "core/problem.h"
+#include "core/temporal.h"
 
 namespace actreg {
 namespace cpu {
@@ -25,6 +26,9 @@ struct Kernels {
   PenaltySums<double> (*forward)(const Problem&, int64_t begin, int64_t end);
   void (*backward)(const Problem&, int64_t begin, int64_t end);
   void (*backward_bits)(const Problem&, const TwoSlopes&, int64_t begin, int64_t end);
+  // Returns the sum over the pairs [begin, end); the weight of a pair is a factor of its square.
+  double (*temporal)(const Temporal&, int64_t begin, int64_t end);
+  void (*temporal_backward)(const Temporal&, int64_t begin, int64_t end);
 };
 
 extern const Kernels kDefault;  // the compiler's default target: SSE2, NEON

@@ -10,6 +10,7 @@
 #include "core/operator.h"
 #include "core/problem.h"
 #include "core/registry.h"
+#include "core/temporal.h"
 #include "cpu/kernels.h"
 
 namespace actreg {
@@ -189,9 +190,11 @@ ACTREG_FLATTEN void backward_bits(const Problem& problem, const TwoSlopes& slope
       problem.element);
 }
 
+#include "cpu/temporal.h"
+
 // The table of these kernels.
 constexpr Kernels kernels_of(const char* name, bool (*is_supported)()) {
-  return {name, is_supported, &forward, &backward, &backward_bits};
+  return {name, is_supported, &forward, &backward, &backward_bits, &temporal, &temporal_backward};
 }
 
 }  // namespace
