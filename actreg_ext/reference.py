@@ -292,32 +292,41 @@ def composite_temporal_penalty(
     if not isinstance(l2, Tensor) and l2 == 0:  # left out: 0 * inf would be NaN
         return h.narrow(dim, 0, 0).sum(dtype=accumulation_dtype(h))  # 0, but part of the graph
     difference = h.to(accumulation_dtype(h)).diff(dim=dim)
-    weight: Tensor | float = 1.0
-    if row_weight is not None:
-        weight = pair_weights(h, dim, row_weight)
-        # A select: weight * difference would be NaN for a weight of 0 and a difference of infinity.
-        difference = torch.where(weight != 0, difference, 0.0)
-    return scaled_mean((weight * difference.square()).sum(), h, l2, dim, row_weight)
+    if row_weight is None:
+        return scaled_mean(difference.square().sum(), None, h, l2, dim, row_weight)
+    w = row_weight.to(difference).expand(full_time(row_weight, h, dim)).movedim(dim, 0)
+    pairs = (w[:-1] * w[1:]).movedim(0, dim)
+    # A select: pairs * difference would be NaN for a weight of 0 and a difference of infinity.
+    difference = torch.where(pairs != 0, difference, 0.0)
+    total = (pairs * difference.square()).sum()
+    return scaled_mean(total, pairs.sum(), h, l2, dim, row_weight)
 
 
-def pair_weights(h: Tensor, dim: int, row_weight: Tensor) -> Tensor:
-    """Return w[t] * w[t + 1], of size 1 in each other dimension along which w is the same."""
+def full_time(row_weight: Tensor, h: Tensor, dim: int) -> list[int]:
+    """Return the shape of row_weight with the dimensions of h and with all time steps."""
     shape = [1] * (h.dim() - row_weight.dim()) + list(row_weight.shape)
     shape[dim] = h.shape[dim]
-    w = row_weight.to(accumulation_dtype(h)).expand(shape).movedim(dim, 0)
-    return (w[:-1] * w[1:]).movedim(0, dim)
+    return shape
 
 
 def scaled_mean(
-    total: Tensor, h: Tensor, l2: float | Tensor, dim: int, row_weight: Tensor | None
+    total: Tensor,
+    weights: Tensor | None,
+    h: Tensor,
+    l2: float | Tensor,
+    dim: int,
+    row_weight: Tensor | None,
 ) -> Tensor:
-    """Return l2 * total / D. D is the sum of the weights of all pairs; the result is 0 if D is 0."""
+    """Return l2 * total / D, or 0 if D is 0. D is the sum of the weights of all pairs.
+
+    `weights` is that sum without the copies that broadcasting row_weight makes.
+    """
     l2 = l2.to(total) if isinstance(l2, Tensor) else l2
-    others = [n for i, n in enumerate(h.shape) if i != dim]
-    if row_weight is None:
-        return l2 * total / torch.sym_max(math.prod(others) * (h.shape[dim] - 1), 1)
-    weights = pair_weights(h, dim, row_weight)
-    copies = [n for i, n in enumerate(h.shape) if i != dim and weights.shape[i] == 1]
-    size = weights.sum() * math.prod(copies)
+    if weights is None or row_weight is None:
+        others = [n for i, n in enumerate(h.shape) if i != dim]
+        pairs: int = torch.sym_max(math.prod(others) * (h.shape[dim] - 1), 1)  # type: ignore[no-untyped-call]
+        return l2 * total / pairs
+    shape = full_time(row_weight, h, dim)
+    size = weights * math.prod([n for i, n in enumerate(h.shape) if shape[i] == 1])
     # The first select keeps the gradient of the division finite; the second one makes it 0.
     return l2 * torch.where(size == 0, 0.0, total / torch.where(size == 0, 1.0, size))

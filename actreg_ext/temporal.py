@@ -5,13 +5,20 @@ No maths here: reference.py says what is computed.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import dispatch, ops
 from .arguments import check_temporal
-from .reference import composite_temporal_penalty, memory_order, scaled_mean
+from .reference import (
+    accumulation_dtype,
+    composite_temporal_penalty,
+    full_time,
+    memory_order,
+    scaled_mean,
+)
 
 __all__ = ["temporal_penalty"]
 
@@ -76,12 +83,23 @@ def temporal_penalty(
         (5.0, tensor([-2., -2.,  4.]))
     """
     if has_torch_function_unary(h) and not is_compiling():
-        return handle_torch_function(  # type: ignore[no-any-return]
-            temporal_penalty, (h,), h, l2, dim=dim, row_weight=row_weight
-        )
+        return handle_torch_function(temporal_penalty, (h,), h, l2, dim=dim, row_weight=row_weight)
     l2, dim = check_temporal(h, l2, dim, row_weight)
     is_off = not isinstance(l2, Tensor) and l2 == 0
     if is_off or h.device.type not in dispatch.DEVICES or dispatch.is_exporting():
         return composite_temporal_penalty(h, l2, dim, row_weight)
     total = ops.temporal(h, row_weight, dim, memory_order(h))
-    return scaled_mean(total, h, l2, dim, row_weight)
+    weights = None if row_weight is None else _sum_of_weights(h, dim, row_weight)
+    return scaled_mean(total, weights, h, l2, dim, row_weight)
+
+
+def _sum_of_weights(h: Tensor, dim: int, row_weight: Tensor) -> Tensor:
+    """Return the sum of w[t] * w[t + 1], by the operator: torch's sums depend on the threads.
+
+    Each difference between neighbours in 0, 1, 0, 1, ... has the square 1.
+    """
+    shape = full_time(row_weight, h, dim)
+    steps = torch.arange(h.shape[dim], device=h.device).bitwise_and(1).to(accumulation_dtype(h))
+    steps = steps.reshape([-1 if i == dim else 1 for i in range(h.dim())]).expand(shape)
+    total: Tensor = ops.temporal(steps, row_weight, dim, ())
+    return total

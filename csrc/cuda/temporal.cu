@@ -143,14 +143,15 @@ __device__ Real<E> number(const Vector<E>& vector, int k) {
   }
 }
 
-// How many vectors a thread loads before it waits for the first of them.
-template <bool kWide>
-constexpr int kAtOnce = kWide ? kSteps : kSteps / 2;
+// How many vectors of h a thread loads before it waits for the first of them: the largest numbers
+// without spills.
+template <class E, bool kIsForward, bool kWide>
+constexpr int kAtOnce = kWide && (kIsForward || sizeof(E) > 2) ? kSteps : kSteps / 2;
 
 template <bool kWide, class E>
 __device__ Real<E> add_vectors(const Tiles<E>& tiles, const Vectors<E>& vectors, int begin,
                                Real<E> sum) {
-  constexpr int kCount = kAtOnce<kWide>;
+  constexpr int kCount = kAtOnce<E, true, kWide>;
   const Temporal& task = tiles.task;
   Vector<E> h[kCount], next[kCount];
 #pragma unroll
@@ -195,7 +196,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         of_tile = add_vectors<true>(tiles, vectors, 0, of_tile);
       } else {
 #pragma unroll 1
-        for (int at = 0; at < kSteps; at += kAtOnce<false>) {
+        for (int at = 0; at < kSteps; at += kAtOnce<E, true, false>) {
           of_tile = add_vectors<false>(tiles, vectors, at, of_tile);
         }
       }
@@ -212,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <bool kWide, class E>
 __device__ void write_vectors(const Tiles<E>& tiles, const Vectors<E>& vectors, int begin,
                               Real<E> slope) {
-  constexpr int kCount = kAtOnce<kWide>;
+  constexpr int kCount = kAtOnce<E, false, kWide>;
   const Temporal& task = tiles.task;
   Vector<E> h[kCount], previous[kCount], next[kCount];
 #pragma unroll
@@ -261,10 +262,13 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int64_t tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
     const Vectors<E> vectors(tiles, tile);
     if (tiles.is_wide) {
-      write_vectors<true>(tiles, vectors, 0, slope);
+#pragma unroll 1
+      for (int at = 0; at < kSteps; at += kAtOnce<E, false, true>) {
+        write_vectors<true>(tiles, vectors, at, slope);
+      }
     } else {
 #pragma unroll 1
-      for (int at = 0; at < kSteps; at += kAtOnce<false>) {
+      for (int at = 0; at < kSteps; at += kAtOnce<E, false, false>) {
         write_vectors<false>(tiles, vectors, at, slope);
       }
     }

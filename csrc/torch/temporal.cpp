@@ -137,14 +137,21 @@ Tensor gradient_autograd(c10::DispatchKeySet keys, const Tensor& dsum, const Ten
   return dh;
 }
 
-Tensor sum_meta(const Tensor& h, const OptionalTensor&, int64_t, at::IntArrayRef) {
+void check_meta(const Tensor& h, const OptionalTensor& weight) {
+  TORCH_CHECK_VALUE(!weight || !weight->defined() || weight->device() == h.device(),
+                    "actreg: the weights are on ", weight->device(), " and h on ", h.device());
+}
+
+Tensor sum_meta(const Tensor& h, const OptionalTensor& weight, int64_t, at::IntArrayRef) {
   element_of(h.scalar_type());
+  check_meta(h, weight);
   return at::empty({}, h.options().dtype(accumulation_type(h)));
 }
 
 // Checks no shape: see backward_meta in schemas.cpp.
-Tensor gradient_meta(const Tensor&, const Tensor& h, const OptionalTensor&, int64_t,
+Tensor gradient_meta(const Tensor&, const Tensor& h, const OptionalTensor& weight, int64_t,
                      at::IntArrayRef order) {
+  check_meta(h, weight);
   if (order.size() != static_cast<size_t>(h.dim())) {
     return at::empty_symint(h.sym_sizes(), h.options());
   }
