@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arguments import check, check_temporal, resolve, rng_state
+from .arguments import check, resolve, rng_state
+from .temporal_arguments import check_temporal
 from .torch_activations import ACTIVATIONS as ACTIVATIONS  # a public name of this module
 
 if TYPE_CHECKING:

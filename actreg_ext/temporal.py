@@ -11,7 +11,6 @@ from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import dispatch, ops
-from .arguments import check_temporal
 from .reference import (
     accumulation_dtype,
     composite_temporal_penalty,
@@ -19,6 +18,7 @@ from .reference import (
     memory_order,
     scaled_mean,
 )
+from .temporal_arguments import check_temporal
 
 __all__ = ["temporal_penalty"]
 
