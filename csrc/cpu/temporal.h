@@ -27,11 +27,12 @@ ACTREG_OUT_OF_LINE void write_weights(const Temporal& task, int64_t i, int64_t c
   const int64_t middle = task.inner / task.channels;
   int64_t outer = i / task.row(), begin = i % task.row();
   for (const S* stop = to + count; to < stop; ++outer, begin = 0) {
-    const S* weight = static_cast<const S*>(task.weight) + outer / task.repeat * task.time * middle;
+    const S* weight = static_cast<const S*>(task.weight);
+    if (weight) weight += outer / task.repeat * task.time * middle;
     const int64_t end = std::min<int64_t>(begin + (stop - to), task.row());
     const int64_t pairs = std::min(end, task.pairs());
     int64_t at = begin;
-    if (!task.weight) {
+    if (!weight) {
       for (; at < pairs; ++at) *to++ = 1;
     } else if (task.channels == 1) {
       for (; at < pairs; ++at) *to++ = weight[at] * weight[at + middle];
@@ -77,7 +78,7 @@ class PairWeights {
   alignas(64) S after_[2 * kBlock], before_[kBlock];
 };
 
-// With runs of at least this length, the weight is a constant of the loop.
+// With runs of at least this length, the weight is a constant of the loop. Not tuned.
 constexpr int64_t kLongRun = 256;
 
 template <class E>

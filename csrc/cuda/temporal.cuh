@@ -8,7 +8,7 @@
 namespace actreg {
 namespace cuda {
 
-constexpr int kSteps = 8;  // vectors of a thread in one tile
+constexpr int kSteps = 8;  // vectors of a thread in one tile; not tuned on a GPU
 
 template <class E>
 constexpr int kWidth = Vector<E>::kElements;
