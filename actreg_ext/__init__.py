@@ -15,6 +15,7 @@
 - `functional.act_reg` is the operator as a function, `functional.act_reg_` the same in place.
 - `penalties` has penalties that are formulas of sums: weighted L1, KL to a target rate, Hoyer,
   group lasso, log; a controller that steers l1 to a share of active units; a count of dead units.
+- `temporal_penalty` penalizes the difference between neighbouring time steps.
 - `reference.act_reg` is the same operator in plain PyTorch: read it to learn what is computed.
 - `dropout_mask` returns the mask of a seed; `activations` lists the names and their parameters.
 
@@ -41,6 +42,7 @@ if not _doctor.is_running():
     from .nn import ActReg, collect_penalty, discard_penalty
     from .records import record_penalties
     from .report import ConversionReport
+    from .temporal import temporal_penalty
 
 __all__ = [
     "ActReg",
@@ -60,4 +62,5 @@ __all__ = [
     "reference",
     "revert",
     "set_injection_scale",
+    "temporal_penalty",
 ]

@@ -94,7 +94,7 @@ def check(
     return coefficient("l1", l1), coefficient("l2", l2), probability(p)
 
 
-def check_input(input: object) -> None:
+def check_input(input: object, argument: str = "input") -> None:
     """Raise TypeError unless the input is a dense tensor of one of `DTYPES`."""
     if (
         not isinstance(input, Tensor)
@@ -102,7 +102,7 @@ def check_input(input: object) -> None:
         or input.layout is not torch.strided
         or input.is_nested
     ):
-        raise errors.bad_input(input, DTYPES)
+        raise errors.bad_input(input, DTYPES, argument)
 
 
 def resolve(

@@ -96,10 +96,10 @@ def not_real(argument: str, value: object) -> TypeError:
     return TypeError(f"{argument} must be a real number, but got {shown(value)}{hint}")
 
 
-def bad_input(input: object, dtypes: tuple[object, ...]) -> TypeError:
+def bad_input(input: object, dtypes: tuple[object, ...], argument: str = "input") -> TypeError:
     """Build the error for an input that is not a dense tensor of one of the dtypes."""
     names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-    text = f"input must be a dense (strided) tensor of dtype {names}, but got"
+    text = f"{argument} must be a dense (strided) tensor of dtype {names}, but got"
     if not isinstance(input, Tensor):
         return TypeError(f"{text} {shown(input)}")
     if input.is_quantized:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
-from .reference import denominator
+from .reference import accumulation_dtype, denominator
 
 _ops = torch.ops.actreg
 forward = _ops.forward.default
@@ -33,6 +33,8 @@ backward = _ops.backward.default
 backward_bits = _ops.backward_bits.default
 curvature = _ops.curvature.default
 rng_state = _ops.rng_state.default
+temporal = _ops.temporal.default
+temporal_backward = _ops.temporal_backward.default
 
 
 def _viewable(value: Tensor) -> Tensor:
@@ -156,6 +158,21 @@ def _rng_state_vmap(
     return torch.stack([rng_state(x, example, seed, p_i) for example, p_i in examples]), 0
 
 
+def _temporal_vmap(
+    op: Any, info: Any, in_dims: Sequence[int | None], *arguments: Any
+) -> tuple[Tensor, int]:
+    """Batch `temporal` or `temporal_backward`: dim and order are those of one example."""
+    *tensors, dim, order = arguments
+    if info.batch_size == 0:
+        h = _batched(tensors[-2], in_dims[len(tensors) - 2], 0)
+        shape = (0,) if op is temporal else h.shape
+        return h.new_empty(shape, dtype=accumulation_dtype(h) if op is temporal else h.dtype), 0
+    each = [_each(t, in_dims[i], info.batch_size) for i, t in enumerate(tensors)]
+    return torch.stack([op(*example, dim, order) for example in zip(*each, strict=True)]), 0
+
+
+for _op in (temporal, temporal_backward):
+    torch.library.register_vmap(_op, partial(_temporal_vmap, _op))
 for _op in (forward, forward_bits):
     torch.library.register_vmap(_op, partial(_forward_vmap, _op))
 for _op in (backward, curvature):

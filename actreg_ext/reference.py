@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .arguments import resolve, rng_state
 from .rows import FLAT, Rows, Shard, check_all
+from .temporal_arguments import check_temporal
 from .torch_activations import ACTIVATIONS as ACTIVATIONS  # a public name of this module
 
 if TYPE_CHECKING:
@@ -381,3 +382,65 @@ def philox(seed: int | Tensor, offset: int | Tensor, block: Tensor) -> Tensor:
         )
         k0, k1 = k0 + 0x9E3779B9 & low, k1 + 0xBB67AE85 & low
     return torch.stack((c0, c1, c2, c3), dim=-1)
+
+
+def temporal_penalty(
+    h: Tensor, l2: float | Tensor, dim: int = 0, row_weight: Tensor | None = None
+) -> Tensor:
+    """Compute l2 * the weighted mean of (h[t + 1] - h[t])^2, with t along `dim`.
+
+    Takes the same arguments as `actreg_ext.temporal_penalty`, which documents them.
+
+    Example:
+        >>> temporal_penalty(torch.tensor([1.0, 2.0, 4.0]), l2=2.0)
+        tensor(5.)
+    """
+    l2, dim = check_temporal(h, l2, dim, row_weight)
+    return composite_temporal_penalty(h, l2, dim, row_weight)
+
+
+def composite_temporal_penalty(
+    h: Tensor, l2: float | Tensor, dim: int, row_weight: Tensor | None
+) -> Tensor:
+    """Compute `temporal_penalty` from arguments that are already checked."""
+    if not isinstance(l2, Tensor) and l2 == 0:  # left out: 0 * inf would be NaN
+        return h.narrow(dim, 0, 0).sum(dtype=accumulation_dtype(h))  # 0, but part of the graph
+    difference = h.to(accumulation_dtype(h)).diff(dim=dim)
+    if row_weight is None:
+        return scaled_mean(difference.square().sum(), None, h, l2, dim, row_weight)
+    w = row_weight.to(difference).expand(full_time(row_weight, h, dim)).movedim(dim, 0)
+    pairs = (w[:-1] * w[1:]).movedim(0, dim)
+    # A select: pairs * difference would be NaN for a weight of 0 and a difference of infinity.
+    difference = torch.where(pairs != 0, difference, 0.0)
+    total = (pairs * difference.square()).sum()
+    return scaled_mean(total, pairs.sum(), h, l2, dim, row_weight)
+
+
+def full_time(row_weight: Tensor, h: Tensor, dim: int) -> list[int]:
+    """Return the shape of row_weight with the dimensions of h and with all time steps."""
+    shape = [1] * (h.dim() - row_weight.dim()) + list(row_weight.shape)
+    shape[dim] = h.shape[dim]
+    return shape
+
+
+def scaled_mean(
+    total: Tensor,
+    weights: Tensor | None,
+    h: Tensor,
+    l2: float | Tensor,
+    dim: int,
+    row_weight: Tensor | None,
+) -> Tensor:
+    """Return l2 * total / D, or 0 if D is 0. D is the sum of the weights of all pairs.
+
+    `weights` is that sum without the copies that broadcasting row_weight makes.
+    """
+    l2 = l2.to(total) if isinstance(l2, Tensor) else l2
+    if weights is None or row_weight is None:
+        others = [n for i, n in enumerate(h.shape) if i != dim]
+        pairs: int = torch.sym_max(math.prod(others) * (h.shape[dim] - 1), 1)  # type: ignore[no-untyped-call]
+        return l2 * total / pairs
+    shape = full_time(row_weight, h, dim)
+    size = weights * math.prod([n for i, n in enumerate(h.shape) if shape[i] == 1])
+    # The first select keeps the gradient of the division finite; the second one makes it 0.
+    return l2 * torch.where(size == 0, 0.0, total / torch.where(size == 0, 1.0, size))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from actreg_ext import dropout_mask, reference
+from actreg_ext import dropout_mask, reference, temporal_penalty
 from actreg_ext.functional import act_reg
 from tests import table
 
@@ -48,6 +48,22 @@ def test_grid_and_order_change_no_bit(dtype: torch.dtype, n: int) -> None:
             leaf = x.clone().requires_grad_()
             result = act_reg(leaf, "gelu", l1=0.3, l2=0.7, p=0.3, seed=1, penalty_on="output")
             results.append((*result, table.gradient(result, leaf, dy)))
+    for result in results:
+        assert all(map(torch.equal, result, results[0]))
+
+
+@pytest.mark.parametrize("shape", [(70, 130), (19, 2200)])  # the second one has wide steps
+def test_grid_and_order_change_no_bit_of_temporal_penalty(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    h, w = torch.randn(shape).to(dtype), torch.rand(shape[0], 1)
+    results = []
+    for multiprocessors in (0, 1, 50):
+        for order in (0, 1, 2, 3):
+            configure(multiprocessors, order)
+            leaf = h.clone().requires_grad_()
+            penalty = temporal_penalty(leaf, 0.5, 0, w)
+            results.append((penalty, torch.autograd.grad(penalty, leaf)[0]))
     for result in results:
         assert all(map(torch.equal, result, results[0]))
 

@@ -34,7 +34,8 @@ ENVIRONMENT = {
 def natives_beside_emulation() -> list[str]:
     """Return the objects that the emulation's extension shares with the one of setup.py."""
     objects = [p.relative_to(NATIVE).as_posix() for p in sorted(NATIVE.glob("csrc/**/*.o"))]
-    return [str(NATIVE / p) for p in objects if p != "csrc/torch/cpu.o" and "cuda" not in p]
+    replaced = {"csrc/torch/cpu.o", "csrc/torch/cpu_temporal.o"}
+    return [str(NATIVE / p) for p in objects if p not in replaced and "cuda" not in p]
 
 
 def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:

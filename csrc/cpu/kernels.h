@@ -6,6 +6,7 @@
 
 #include "core/operator.h"
 #include "core/problem.h"
+#include "core/temporal.h"
 
 namespace actreg {
 namespace cpu {
@@ -56,6 +57,9 @@ struct Kernels {
   // The same for problems with rows or alpha dropout. `sums`: of all tasks, see SumPlan.
   void (*forward_rows)(const Problem&, const SumPlan&, int64_t task, double* sums);
   void (*backward_rows)(const Problem&, int64_t begin, int64_t end);
+  // Returns the sum over the pairs [begin, end); the weight of a pair is a factor of its square.
+  double (*temporal)(const Temporal&, int64_t begin, int64_t end);
+  void (*temporal_backward)(const Temporal&, int64_t begin, int64_t end);
 };
 
 extern const Kernels kDefault;  // the compiler's default target: SSE2, NEON

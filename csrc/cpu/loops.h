@@ -10,6 +10,7 @@
 #include "core/operator.h"
 #include "core/problem.h"
 #include "core/registry.h"
+#include "core/temporal.h"
 #include "cpu/kernels.h"
 
 namespace actreg {
@@ -195,10 +196,12 @@ ACTREG_FLATTEN void backward_bits(const Problem& problem, const TwoSlopes& slope
 }
 
 #include "cpu/staged.h"
+#include "cpu/temporal.h"
 
 // The table of these kernels.
 constexpr Kernels kernels_of(const char* name, bool (*is_supported)()) {
-  return {name, is_supported, &forward, &backward, &backward_bits, &forward_rows, &backward_rows};
+  return {name,          is_supported,   &forward,  &backward,         &backward_bits,
+          &forward_rows, &backward_rows, &temporal, &temporal_backward};
 }
 
 }  // namespace

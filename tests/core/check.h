@@ -16,6 +16,7 @@ void check(bool ok, const std::string& what);
 void test_cuda();
 void test_kernels();
 void test_math();
+void test_temporal();
 
 // Calls f(activation) for each activation. A parameter without a default gets an ordinary value.
 template <class F>

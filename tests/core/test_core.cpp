@@ -145,6 +145,7 @@ int main() {
   test_math();
   test_kernels();
   test_cuda();
+  test_temporal();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed != 0;
 }

@@ -1,5 +1,5 @@
 // csrc/torch/cuda.cpp on the emulated device: its operators take CPU tensors. This file replaces
-// csrc/torch/cpu.cpp in the build.
+// csrc/torch/cpu.cpp and cpu_temporal.cpp in the build.
 #include "torch_cuda.h"
 
 #include <torch/library.h>
@@ -9,6 +9,7 @@
 
 #define CUDA CPU
 #include "torch/cuda.cpp"
+#include "torch/cuda_temporal.cpp"
 #include "torch/cuda_workspaces.cpp"
 #undef CUDA
 
