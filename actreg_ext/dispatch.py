@@ -134,7 +134,7 @@ def sums_of(
     else:
         narrow = rows.row_weight.to(dtype)
         rows = rows._replace(row_weight=narrow)
-        weight = narrow.expand(x.shape).sum()
+        weight = _total(narrow, x).to(dtype)
     channels = rows if rows.channel_dim is not None else rows._replace(channel_dim=-1)
     options = (activation, parameters, p, penalty_on, seed, keep_input, channels)
     output, sums = _call(x, *options, None, "sum")
@@ -142,6 +142,14 @@ def sums_of(
         sums = sums.squeeze(1)
     l1, l2, count = sums.unbind()
     return ActSums(output, l1.to(dtype), l2.to(dtype), count.detach().to(torch.int64), weight)
+
+
+def _total(weight: Tensor, x: Tensor) -> Tensor:
+    """Return the sum of the weights over all elements of x, with the same bits for any threads."""
+    one_channel = Rows(channel_dim=-1, row_weight=weight)
+    options = ("identity", (), 0.0, "activation", None, False, one_channel)
+    _, sums = _call(torch.ones_like(weight), *options, None, "sum")
+    return sums[0, 0] * (x.numel() / max(weight.numel(), 1))
 
 
 def _call(

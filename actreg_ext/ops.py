@@ -51,8 +51,8 @@ def _viewable(value: Tensor) -> Tensor:
 
 
 def _each(value: Any, dim: int | None, size: int) -> Sequence[Any]:
-    """Return one argument per example: a slice along `dim`, or `value` itself if `dim` is None."""
-    if value is None or dim is None:
+    """Return one argument per example: a slice along `dim`, or `value` itself without one."""
+    if dim is None or not isinstance(value, Tensor):
         return [value] * size
     return _viewable(value).unbind(dim)
 
