@@ -65,6 +65,14 @@ def unknown_module(module: nn.Module, accepted: Iterable[str]) -> TypeError:
     )
 
 
+def probability_as_dropout(value: object) -> TypeError:
+    """Build the error for a dropout that is no name: it may be meant as the probability."""
+    return TypeError(
+        f"dropout must be 'standard' or 'alpha', but got dropout={brief(value)} "
+        f"(did you mean 'p', the probability?)"
+    )
+
+
 def parameters_of_module(module: nn.Module, given: Mapping[str, object]) -> TypeError:
     """Build the error for parameters given together with a module, which has its own."""
     return TypeError(

@@ -16,7 +16,8 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import _C, arguments, dispatch
 from .arguments import PENALTY_ON, READY, REDUCTIONS, check, resolve
-from .dispatch import needs_input, run, run_general, run_in_place, sums_of
+from .dispatch import needs_input, run, run_in_place
+from .general import run_general, sums_of
 from .reference import ActRegOutput, ActSums
 from .rows import FLAT, Shard, check_all
 

@@ -90,6 +90,8 @@ def _check_options(
     shard: Shard | None,
 ) -> Rows:
     if dropout not in DROPOUT:
+        if not isinstance(dropout, str):
+            raise errors.probability_as_dropout(dropout)
         raise errors.not_one_of("dropout", dropout, DROPOUT)
     if dropout == "alpha" and penalty_on == "output":
         raise ValueError(

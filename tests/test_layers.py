@@ -32,6 +32,7 @@ TRANSCENDENTAL = r"\b(exp|exp2|expm1|log|log1p|log2|tanh|erf|erfc|pow|sqrt)f?\("
 # The reference, and the penalties, which are formulas of the sums of `act_sums`.
 WITH_MATHS = (
     "reference.py",
+    "reference_mask.py",
     "torch_activations.py",
     "dead_units.py",
     "hoyer.py",

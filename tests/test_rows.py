@@ -71,10 +71,14 @@ def results(f: Any, x: Tensor, activation: str, **options: Any) -> tuple[Any, Te
 
 
 def check(ours: Tensor, eager: Tensor, truth: Tensor) -> None:
-    """Our largest error is at most twice that of PyTorch in that dtype, plus four roundings."""
+    """Our largest error is at most twice that of PyTorch in that dtype, plus four roundings.
+
+    In float64 the truth has errors too, of a sum of up to 6000 numbers: there 16 roundings.
+    """
     if truth.numel():
         rounding = torch.finfo(ours.dtype).eps * truth.abs().max()
-        allowed = 2 * (eager.double() - truth).abs().max() + 4 * rounding
+        roundings = 16 if eager.dtype is torch.float64 else 4
+        allowed = 2 * (eager.double() - truth).abs().max() + roundings * rounding
         assert (ours.double() - truth).abs().max() <= allowed
 
 

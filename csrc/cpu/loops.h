@@ -196,6 +196,7 @@ ACTREG_FLATTEN void backward_bits(const Problem& problem, const TwoSlopes& slope
 }
 
 #include "cpu/staged.h"
+#include "cpu/staged_backward.h"
 #include "cpu/temporal.h"
 
 // The table of these kernels.

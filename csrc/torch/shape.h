@@ -23,6 +23,7 @@ inline Tensor shaped(const Tensor& v, const Shape& shape) {
   static constexpr double kOff[] = {0, 0};
   Attributes identity{};
   identity.activation = "identity";
+  identity.p = 0;
   identity.coefficients = kOff;
   identity.reduction = "sum";
   return BackwardBits::call(v, std::nullopt, std::nullopt, std::nullopt, std::nullopt, shape.sizes,
