@@ -1,5 +1,6 @@
 // The plan of sums over rows, and their last step. Layer: cpu. See Note [Sums over rows].
 #include <algorithm>
+#include <vector>
 
 #include "cpu/kernels.h"
 
@@ -39,15 +40,17 @@ void SumPlan::fold(const double* sums, double* const (&out)[3]) const {
     }
     return;
   }
-  for (int64_t part = 0; part < parts; ++part) {
-    for (int64_t first = 0; first < columns; first += kBlock) {
-      const int64_t width = std::min(kBlock, columns - first);
-      const double* of_strip = sums + 3 * (part * columns + first);
-      for (int of = 0; of < 3; ++of) {
-        for (int64_t q = 0; q < width; ++q) {
-          out[of][(first + q) / inner % channels] += of_strip[of * width + q];
-        }
-      }
+  // First the parts, which needs no division, then the columns of each channel.
+  std::vector<double> total(sums, sums + 3 * columns);
+  for (int64_t part = 1; part < parts; ++part) {
+    const double* of_part = sums + part * 3 * columns;
+    for (int64_t i = 0; i < 3 * columns; ++i) total[i] += of_part[i];
+  }
+  const double* from = total.data();
+  for (int64_t first = 0; first < columns; first += kBlock) {
+    const int64_t width = std::min(kBlock, columns - first);
+    for (int of = 0; of < 3; ++of) {
+      for (int64_t q = first; q < first + width; ++q) out[of][q / inner % channels] += *from++;
     }
   }
 }

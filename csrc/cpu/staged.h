@@ -43,11 +43,32 @@ struct BlockWeights {
   }
 };
 
+// The sums of the columns of a panel: for each vector of columns first S1, then S2, then N. Three
+// arrays of kBlock numbers would lie 4 KB apart; a load right after a store to another address with
+// the same low 12 bits waits for the store.
+template <class S>
+struct Panel {
+  static constexpr int kLanes = Vec<S>::kLanes;
+  alignas(64) S at[3 * (kBlock + kLanes)];
+
+  ACTREG_HD void clear(int64_t width) { std::fill_n(at, 3 * (width + kLanes), S(0)); }
+  // Adds the panel to the sums of the columns: `width` numbers for S1, for S2 and for N.
+  ACTREG_HD void add_to(double* sums, int64_t width) const {
+    for (int of = 0; of < 3; ++of, sums += width) {
+      const S* from = at + of * kLanes;
+      for (int64_t q = 0; q < width; q += kLanes, from += 3 * kLanes) {
+        const int64_t count = std::min<int64_t>(kLanes, width - q);
+        for (int64_t k = 0; k < count; ++k) sums[q + k] += from[k];
+      }
+    }
+  }
+};
+
 // Adds the sums of a block to the sums of its columns. A weight of 0 leaves its row out, even if a
 // is infinite or NaN there.
 template <bool kEach, class S>
 ACTREG_OUT_OF_LINE void add_to_columns(const S* a, const BlockWeights<S>& weights, int64_t count,
-                                       S* l1, S* l2, S* n) {
+                                       Panel<S>& panel) {
   using V = Vec<S>;
   if (!kEach && weights.same == 0) return;
   const V same(weights.same);
@@ -58,9 +79,10 @@ ACTREG_OUT_OF_LINE void add_to_columns(const S* a, const BlockWeights<S>& weight
       w = select(lanes_of<S>(extent), load(weights.each + j), zero);
       t = select(w != zero, t, zero);
     }
-    store(l1 + j, load(l1 + j) + w * abs(t));
-    store(l2 + j, load(l2 + j) + w * (t * t));
-    store(n + j, load(n + j) + select(t != zero, V(1), zero));
+    S* sums = panel.at + 3 * j;
+    store(sums, load(sums) + w * abs(t));
+    store(sums + V::kLanes, load(sums + V::kLanes) + w * (t * t));
+    store(sums + 2 * V::kLanes, load(sums + 2 * V::kLanes) + select(t != zero, V(1), zero));
   });
 }
 
@@ -173,7 +195,7 @@ ACTREG_OUT_OF_LINE void sum_by_columns(const Problem& problem, const SumPlan& pl
                                        Stage stage, const void* act, double* sums) {
   using S = Real<E>;
   ForwardTask<kDrops, E> forward(problem, stage, act);
-  BlockOf<S> panel[3];
+  Panel<S> panel;
   const int64_t part = task / plan.strips, strip = task % plan.strips;
   const int64_t first = strip * kBlock, width = std::min(kBlock, plan.columns - first);
   const int64_t begin = part * plan.rows_per_part;
@@ -181,23 +203,19 @@ ACTREG_OUT_OF_LINE void sum_by_columns(const Problem& problem, const SumPlan& pl
   sums += 3 * (part * plan.columns + first);  // width numbers for S1, for S2 and for N
   std::fill_n(sums, 3 * width, 0.0);
   for (int64_t row = begin; row < end; row += plan.kPanel) {
-    for (auto& of : panel) std::fill_n(of.at, width, S(0));
+    panel.clear(width);
     const int64_t last = std::min(end, row + plan.kPanel);
     for (int64_t r = row; r < last; ++r) {
       const int64_t i = r * plan.columns + first, count = std::min(width, plan.n - i);
       if (count <= 0) break;  // the last row is short
       forward.run(i, count);
       if (forward.weights.each) {
-        add_to_columns<true>(forward.a.at, forward.weights, count, panel[0].at, panel[1].at,
-                             panel[2].at);
+        add_to_columns<true>(forward.a.at, forward.weights, count, panel);
       } else {
-        add_to_columns<false>(forward.a.at, forward.weights, count, panel[0].at, panel[1].at,
-                              panel[2].at);
+        add_to_columns<false>(forward.a.at, forward.weights, count, panel);
       }
     }
-    for (int of = 0; of < 3; ++of) {
-      for (int64_t q = 0; q < width; ++q) sums[of * width + q] += panel[of].at[q];
-    }
+    panel.add_to(sums, width);
   }
 }
 

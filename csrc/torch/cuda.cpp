@@ -69,6 +69,14 @@ bool is_scalar(const OptionalTensor& dy, const Tensor& dx) {
   return true;
 }
 
+// The package computes the general form in PyTorch's operations. The operator itself refuses it:
+// the flat kernels would ignore what makes it general.
+void check_flat(const Problem& problem) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!problem.is_general,
+                              "actreg: on CUDA there is no kernel for channel_dim, shared_dims, "
+                              "shards, alpha dropout, or p in rng_state");
+}
+
 struct Cuda {  // see Note [Backends]
   static constexpr bool kReadsInPlace = false;
   using Guard = c10::cuda::CUDAGuard;
@@ -82,6 +90,7 @@ struct Cuda {  // see Note [Backends]
 
   static void forward(const Problem& problem, const Tensor& x, const OptionalTensor& state,
                       Results& results) {
+    check_flat(problem);
     const cuda::Launch grid = launch(x);
     cuda::Workspace* workspace = workspace_of(x.device().index(), grid.stream);
     const cuda::RandomState random =  // draws only after the last allocation, the workspace
@@ -101,6 +110,7 @@ struct Cuda {  // see Note [Backends]
   static void run_backward(Kernel kernel, Problem& problem, const OptionalTensor& state,
                            const OptionalTensor& dy, const OptionalTensor& dpenalty,
                            const Tensor& dx, at::IntArrayRef order) {
+    check_flat(problem);
     const bool dy_is_scalar = is_scalar(dy, dx);
     Tensor gradient, slope;
     if (dy && dy->defined()) gradient = dy_is_scalar ? *dy : in_order_of(dx, dy, order);
