@@ -244,12 +244,12 @@ def _dropped(a: Tensor, keep: Tensor, kept: Any, alpha: bool) -> Tensor:
     some = kept.clamp(min=1) if isinstance(kept, Tensor) else max(kept, 1)  # T = 0: y is 0
     q = some / 65536
     if not alpha:  # a select, not a product with a mask: 0 * inf would be NaN
-        return torch.where(keep, a * (1 / q), 0.0)
+        return (a * (1 / q)).masked_fill(~keep, 0.0)
     # Klambauer et al., "Self-Normalizing Neural Networks", arXiv:1706.02515: if the mean and the
     # variance of a are 0 and 1, those of y are 0 and 1 too.
     scale = (kept > 0) * (q * (1 + SELU_LIMIT**2 * (1 - q))) ** -0.5
     shift = -scale * SELU_LIMIT * (1 - q)
-    return torch.where(keep, a * scale + shift, SELU_LIMIT * scale + shift)
+    return (a * scale + shift).masked_fill(~keep, SELU_LIMIT * scale + shift)
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
