@@ -19,8 +19,8 @@ from .reference_mask import draw as draw
 from .reference_mask import kept_of_65536 as kept_of_65536
 from .reference_mask import memory_order as memory_order
 from .reference_mask import philox as philox
-from .reference_mask import positions as positions
 from .reference_mask import random16 as random16
+from .reference_mask import random_bits as random_bits
 from .rows import FLAT, Rows, Shard, check_all
 from .temporal_arguments import check_temporal
 from .torch_activations import ACTIVATIONS as ACTIVATIONS  # a public name of this module
@@ -215,8 +215,7 @@ def composite_sums(
     if isinstance(p, Tensor) or p > 0:
         state = draw(x.device) if seed is None else rng_state(seed, x)
         kept = kept_of_65536(p)
-        at = positions(x, order, rows)
-        keep = random16(state[0], state[1], at) < kept
+        keep = random_bits(x, state, order, rows) < kept
         y = _dropped(a, keep, kept, rows.alpha)
     # t has the type in which sums are computed: float16 sums would overflow.
     t = (a if penalty_on == "activation" else y).to(accumulation_dtype(a))
@@ -244,12 +243,12 @@ def _dropped(a: Tensor, keep: Tensor, kept: Any, alpha: bool) -> Tensor:
     some = kept.clamp(min=1) if isinstance(kept, Tensor) else max(kept, 1)  # T = 0: y is 0
     q = some / 65536
     if not alpha:  # a select, not a product with a mask: 0 * inf would be NaN
-        return (a * (1 / q)).masked_fill(~keep, 0.0)
+        return torch.where(keep, a * (1 / q), 0.0)
     # Klambauer et al., "Self-Normalizing Neural Networks", arXiv:1706.02515: if the mean and the
     # variance of a are 0 and 1, those of y are 0 and 1 too.
     scale = (kept > 0) * (q * (1 + SELU_LIMIT**2 * (1 - q))) ** -0.5
     shift = -scale * SELU_LIMIT * (1 - q)
-    return (a * scale + shift).masked_fill(~keep, SELU_LIMIT * scale + shift)
+    return torch.where(keep, a * scale + shift, SELU_LIMIT * scale + shift)
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:

@@ -51,11 +51,17 @@ def memory_order(x: Tensor) -> tuple[int, ...]:
     return tuple(order) if is_dense(order) else ()
 
 
-def positions(x: Tensor, order: Sequence[int], rows: Rows = FLAT) -> Tensor:
-    """Return the position of each element of x: which 16 random bits it uses.
+def random_bits(x: Tensor, state: Tensor, order: Sequence[int], rows: Rows = FLAT) -> Tensor:
+    """Return r(position) of each element of x: the 16 random bits that the element uses.
 
     The position is the element's index in memory order. Shared dimensions are left out, so one
     position serves all elements along them. For a shard the index is the one in the whole tensor.
+
+    Args:
+        x: the input, of which only the shape is read.
+        state: {seed, offset}.
+        order: the memory order of x.
+        rows: the shared dimensions and the shard.
 
     Returns:
         int64, of a shape that broadcasts to the shape of x, and in the memory order of x.
@@ -70,7 +76,8 @@ def positions(x: Tensor, order: Sequence[int], rows: Rows = FLAT) -> Tensor:
             index = torch.arange(x.shape[dim], device=x.device) + offsets[dim]
             position = position + (index * stride).view([-1] + [1] * inner)
             stride *= sizes[dim]
-    return position.permute([dims.index(dim) for dim in range(x.dim())])
+    bits = random16(state[0], state[1], position)
+    return bits.permute([dims.index(dim) for dim in range(x.dim())])
 
 
 def draw(device: torch.device) -> Tensor:
