@@ -45,6 +45,8 @@ OPTIONS = {
         "penalty_on",
         "reduction",
         "keep",
+        "shared_dims",
+        "dropout",
         "inject",
         "inplace",
     ),

@@ -18,8 +18,9 @@ from . import _C, arguments, dispatch
 from .arguments import PENALTY_ON, READY, REDUCTIONS, check, resolve
 from .dispatch import needs_input, run, run_in_place
 from .general import run_general, sums_of
+from .ragged import is_ragged, through_values
 from .reference import ActRegOutput, ActSums
-from .rows import FLAT, Shard, check_all
+from .rows import FLAT, Shard, check_all, needed
 
 __all__ = [
     "ActRegOutput",
@@ -154,7 +155,8 @@ def act_reg(
 
     Raises:
         TypeError: an argument has the wrong type, a parameter is unknown, or the input is not a
-            tensor of one of the four dtypes (sparse, quantized and nested tensors are refused).
+            tensor of one of the four dtypes. Of the tensors that are not strided, only jagged
+            nested tensors are accepted.
         ValueError: a name is unknown, or a number is out of range.
 
     References:
@@ -171,12 +173,8 @@ def act_reg(
         tensor([0.0000, 2.5000, 3.0000])
     """
     # Under tracing the operators inside are overridden, one by one, not act_reg as a whole.
-    if has_torch_function_unary(input) and not is_compiling():
-        return handle_torch_function(
-            act_reg,
-            (input,),
-            input,
-            activation,
+    if has_torch_function_unary(input) and (is_ragged(input) or not is_compiling()):
+        options: dict[str, Any] = dict(
             l1=l1,
             l2=l2,
             p=p,
@@ -192,6 +190,10 @@ def act_reg(
             shard=shard,
             **activation_parameters,
         )
+        if is_ragged(input):
+            ragged: ActRegOutput = through_values(act_reg, input, activation, options)
+            return ragged
+        return handle_torch_function(act_reg, (input,), input, activation, **options)
     rows = FLAT
     if not (  # the cheapest tests that accept the usual call; `check` examines any other call
         type(l1) is type(l2) is type(p) is float
@@ -211,12 +213,14 @@ def act_reg(
         and shard is None
         and isinstance(input, Tensor)
     ):
-        options = (channel_dim, row_weight, shared_dims, dropout, shard)
+        general = (channel_dim, row_weight, shared_dims, dropout, shard)
         l1, l2, p, rows = check_all(
-            input, l1, l2, p, training, penalty_on, reduction, seed, keep, options
+            input, l1, l2, p, training, penalty_on, reduction, seed, keep, general
         )
     if not training:
         p = 0.0
+    if rows is not FLAT:
+        rows = needed(rows, l1, l2, p)
     if type(activation) is str and not activation_parameters and activation in READY:
         parameters = READY[activation]
     else:
@@ -288,12 +292,8 @@ def act_sums(
         >>> sums.l1, sums.l2, sums.count
         (tensor([3., 6.]), tensor([ 9., 20.]), tensor([1, 2]))
     """
-    if has_torch_function_unary(input) and not is_compiling():
-        return handle_torch_function(
-            act_sums,
-            (input,),
-            input,
-            activation,
+    if has_torch_function_unary(input) and (is_ragged(input) or not is_compiling()):
+        named: dict[str, Any] = dict(
             p=p,
             training=training,
             penalty_on=penalty_on,
@@ -306,6 +306,10 @@ def act_sums(
             shard=shard,
             **activation_parameters,
         )
+        if is_ragged(input):
+            ragged: ActSums = through_values(act_sums, input, activation, named)
+            return ragged
+        return handle_torch_function(act_sums, (input,), input, activation, **named)
     options = (channel_dim, row_weight, shared_dims, dropout, shard)
     _, _, p, rows = check_all(input, 0.0, 0.0, p, training, penalty_on, "sum", seed, keep, options)
     name, parameters = resolve(activation, activation_parameters)
@@ -321,9 +325,16 @@ def output_and_sums(
     training: bool,
     penalty_on: str,
     keep: str,
+    shared_dims: Sequence[int] = (),
+    dropout: str = "standard",
     **activation_parameters: float | str,
 ) -> tuple[Tensor, Tensor]:
     """Return the output of `act_reg` and the tensor {sum |t|, sum t^2}, for a record."""
+    if training and p and (shared_dims or dropout != "standard"):
+        options: dict[str, Any] = dict(p=p, penalty_on=penalty_on, keep=keep, dropout=dropout)
+        options |= dict(shared_dims=shared_dims, **activation_parameters)
+        sums = act_sums(input, activation, **options)
+        return sums.output, torch.stack((sums.l1, sums.l2))
     _, _, p = check(input, 0.0, 0.0, p, training, penalty_on, "sum", None, keep)
     name, parameters = resolve(activation, activation_parameters)
     return dispatch.output_and_sums(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.overrides import has_torch_function_unary
 
-from . import arguments, dispatch, functional, settings
+from . import arguments, dispatch, functional, rows, settings
 from .collection import collect_penalty, discard_penalty
 from .forwards import MODULES, Forward
 from .injection import Injection, inject_penalty
@@ -125,6 +126,8 @@ class ActReg(PenaltyModule):
         penalty_on: str = "activation",
         reduction: str = "mean",
         keep: str = "auto",
+        shared_dims: Sequence[int] = (),
+        dropout: str = "standard",
         inject: bool = False,
         inplace: bool = False,
         **activation_parameters: float | str,
@@ -139,6 +142,8 @@ class ActReg(PenaltyModule):
         self.penalty_on = arguments.choice("penalty_on", penalty_on, arguments.PENALTY_ON)
         self.reduction = arguments.choice("reduction", reduction, arguments.REDUCTIONS)
         self.keep = arguments.choice("keep", keep, arguments.KEEP)
+        self.shared_dims = rows.check_shared_dims(shared_dims)
+        self.dropout = rows.check_dropout(dropout, penalty_on)
         self.inject = arguments.flag("inject", inject)
         self.inplace = arguments.flag("inplace", inplace)
         self._injection = Injection()
@@ -164,6 +169,7 @@ class ActReg(PenaltyModule):
         if (
             self.inplace
             or watch.is_on
+            or (ready.is_general and training)
             or _is_tracing()
             or not isinstance(input, Tensor)
             or not (input.is_cpu or input.device.type in dispatch.DEVICES)
@@ -212,7 +218,7 @@ class ActReg(PenaltyModule):
         if plain is not None:
             return plain
         p = ready.p if self.training else 0.0
-        if watch.wants_sums:
+        if watch.wants_sums or (ready.is_general and self.training):
             return self._finish(*self._run(input, ready.given))
         _, l1, l2, reduction, keep_input = ready.rest
         call = (input, ready.name, ready.parameters, l1, l2, p, self.penalty_on, reduction, None)
@@ -246,6 +252,8 @@ class ActReg(PenaltyModule):
             x = dispatch.copy_of(input)  # the backward may need what is overwritten
         options: dict[str, Any] = dict(penalty_on=self.penalty_on, keep=self.keep, **parameters)
         options |= dict(p=self.p, training=self.training)
+        if self.shared_dims or self.dropout != "standard":
+            options |= dict(shared_dims=self.shared_dims, dropout=self.dropout)
         sums = None
         if watch.wants_sums:  # the sums do not depend on l1 and l2
             output, sums = functional.output_and_sums(x, self.activation, **options)

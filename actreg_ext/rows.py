@@ -77,6 +77,21 @@ def check_all(
     return l1, l2, p, _check_options(input, l1, l2, p, penalty_on, *options)
 
 
+def needed(rows: Rows, l1: float | Tensor, l2: float | Tensor, p: float | Tensor) -> Rows:
+    """Return the options that matter for a call: FLAT if none does.
+
+    Without dropout, shared dimensions, shards and alpha dropout do not matter; without tensors and
+    weights the channels do not.
+    """
+    if not isinstance(p, Tensor) and p == 0:
+        rows = Rows(channel_dim=rows.channel_dim, row_weight=rows.row_weight)
+    has_tensors = any(isinstance(value, Tensor) for value in (l1, l2, p, rows.row_weight))
+    if not has_tensors:
+        rows = rows._replace(channel_dim=None)
+        return FLAT if rows == FLAT else rows
+    return rows
+
+
 def _check_options(
     input: Tensor,
     l1: float | Tensor,
@@ -89,15 +104,7 @@ def _check_options(
     dropout: str,
     shard: Shard | None,
 ) -> Rows:
-    if dropout not in DROPOUT:
-        if not isinstance(dropout, str):
-            raise errors.probability_as_dropout(dropout)
-        raise errors.not_one_of("dropout", dropout, DROPOUT)
-    if dropout == "alpha" and penalty_on == "output":
-        raise ValueError(
-            'dropout="alpha" accepts only penalty_on="activation", but got penalty_on="output": '
-            "dropped elements would not be 0"
-        )
+    check_dropout(dropout, penalty_on)
     channel = None if channel_dim is None else _dim("channel_dim", channel_dim, input)
     if row_weight is not None:
         _check_row_weight(input, row_weight, channel)
@@ -113,6 +120,31 @@ def _check_options(
     if isinstance(p, Tensor):
         _check_probability(p)
     return Rows(channel, row_weight, shared, dropout == "alpha", *whole)
+
+
+def check_shared_dims(shared_dims: object) -> tuple[int, ...]:
+    """Return the shared dimensions of a module as a tuple; raise unless they are ints."""
+    dims = (shared_dims,) if isinstance(shared_dims, int) else shared_dims
+    if isinstance(dims, bool | str) or not isinstance(dims, Sequence):
+        raise TypeError(f"shared_dims must be ints, but got {errors.shown(shared_dims)}")
+    for dim in dims:
+        if isinstance(dim, bool) or not isinstance(dim, Integral):
+            raise TypeError(f"shared_dims must be ints, but got {errors.shown(shared_dims)}")
+    return tuple(int(dim) for dim in dims)
+
+
+def check_dropout(dropout: object, penalty_on: str) -> str:
+    """Return the kind of dropout; raise unless it is one of `DROPOUT` and fits the penalty."""
+    if not isinstance(dropout, str):
+        raise errors.probability_as_dropout(dropout)
+    if dropout not in DROPOUT:
+        raise errors.not_one_of("dropout", dropout, DROPOUT)
+    if dropout == "alpha" and penalty_on == "output":
+        raise ValueError(
+            'dropout="alpha" accepts only penalty_on="activation", but got penalty_on="output": '
+            "dropped elements would not be 0"
+        )
+    return dropout
 
 
 def _dim(argument: str, dim: object, input: Tensor) -> int:

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from . import _C, arguments
+from . import _C, arguments, rows
 from .reference import ActRegOutput
 
-NAMES = frozenset("activation activation_parameters l1 l2 p penalty_on reduction keep".split())
+NAMES = frozenset(
+    "activation activation_parameters l1 l2 p penalty_on reduction keep shared_dims dropout".split()
+)
 
 
 class HasSettings(Protocol):
@@ -28,6 +30,8 @@ class HasSettings(Protocol):
     penalty_on: str
     reduction: str
     keep: str
+    shared_dims: tuple[int, ...]
+    dropout: str
     inject: bool
     inplace: bool
 
@@ -43,6 +47,7 @@ class Ready(NamedTuple):
     train: _C.Prepared[ActRegOutput]  # the call in training mode
     evaluate: _C.Prepared[ActRegOutput]  # the call in eval mode
     has_penalty: bool
+    is_general: bool  # in training mode the call is not a flat one: see rows.py
     is_nothing: bool  # the output is the input, in training mode
     is_nothing_in_eval: bool
 
@@ -57,6 +62,8 @@ def prepare(module: HasSettings) -> Ready:
     reduction = arguments.choice("reduction", module.reduction, arguments.REDUCTIONS)
     keep_input = arguments.choice("keep", module.keep, arguments.KEEP) == "input"
     p = arguments.probability(module.p)
+    shared_dims = rows.check_shared_dims(module.shared_dims)
+    dropout = rows.check_dropout(module.dropout, on_output)
     rest = (on_output == "output", l1, l2, reduction, keep_input)
     ready = Ready(
         given=given,
@@ -67,6 +74,7 @@ def prepare(module: HasSettings) -> Ready:
         train=_C.prepare(ActRegOutput, name, parameters, p, *rest),
         evaluate=_C.prepare(ActRegOutput, name, parameters, 0.0, *rest),
         has_penalty=bool(l1 or l2),
+        is_general=p > 0 and bool(shared_dims or dropout == "alpha"),
         is_nothing=name == "identity" and not (p or l1 or l2),
         is_nothing_in_eval=name == "identity",
     )
@@ -87,6 +95,10 @@ def shown(module: HasSettings) -> str:
         shown.append(f"reduction={module.reduction}")
     if module.keep != "auto":
         shown.append(f"keep={module.keep}")
+    if module.shared_dims:
+        shown.append(f"shared_dims={module.shared_dims}")
+    if module.dropout != "standard":
+        shown.append(f"dropout={module.dropout}")
     shown += [name for name in ("inject", "inplace") if getattr(module, name)]
     # An attribute that was set to a bad value must not break the repr: forward raises for it.
     with contextlib.suppress(TypeError, ValueError):
@@ -96,6 +108,8 @@ def shown(module: HasSettings) -> str:
 
 def _kept(module: HasSettings) -> str:
     """Return what the backward keeps for float32, and for the other dtypes that differ."""
+    if module.training and module.p and (module.shared_dims or module.dropout != "standard"):
+        return "input"  # see Note [The general form]
     kept, *others = (
         _C.kept(
             dtype,

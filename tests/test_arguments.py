@@ -168,7 +168,10 @@ def test_dropout_mask(
 
 
 def test_a_module_names_its_own_options() -> None:
-    accepted = "ActReg takes activation, l1, l2, p, penalty_on, reduction, keep, inject, inplace"
+    accepted = (
+        "ActReg takes activation, l1, l2, p, penalty_on, reduction, keep, shared_dims, dropout, "
+        "inject, inplace"
+    )
     assert_refused(lambda: ActReg(seed=1), TypeError, ["seed=1", accepted])
     assert_refused(lambda: ActReg(training=False), TypeError, ["training=False", accepted])
     tensor = ["l2", "tensor", "real number", ".item()"]

@@ -29,7 +29,7 @@ NOT_OURS |= {"MultiheadAttention"}
 # Arguments of torch.nn's modules that are not parameters of the activation.
 NOT_PARAMETERS = {"inplace", "approximate", "min_value", "max_value", "args", "kwargs"}
 # The options that a module has and a function cannot have; act_reg_ is the function in place.
-OF_THE_CALL = ["channel_dim", "row_weight", "shared_dims", "dropout", "shard"]
+OF_THE_CALL = ["channel_dim", "row_weight", "shard"]
 OF_THE_MODULE = ["inject", "inplace"]
 
 

@@ -17,8 +17,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jvp, vmap
 
-from actreg_ext import functional, reference
+from actreg_ext import collect_penalty, functional, record_penalties, reference
 from actreg_ext.functional import Shard, act_reg, act_sums, dropout_mask
+from actreg_ext.nn import ActReg
 from tests.table import DTYPES, describe
 
 # Channels last and first, narrow and wide, one row, one channel, several panels and chunks.
@@ -315,6 +316,40 @@ def test_p_as_a_tensor(device: str, p: float) -> None:
         assert torch.allclose(calls[0].penalty, calls[1].penalty)
         gradients = [torch.autograd.grad(y.sum() + penalty, x)[0] for y, penalty in calls]
         assert torch.allclose(*gradients)
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize(
+    "options", [{"shared_dims": (2, 3)}, {"shared_dims": -1}, {"dropout": "alpha"}], ids=str
+)
+def test_module(device: str, options: dict[str, Any], compiles: bool) -> None:
+    """ActReg gives what act_reg gives, in training and in eval mode; a record sees the sums."""
+    x = example((5, 3, 4, 6), torch.float32, device).requires_grad_()
+    layer = ActReg("silu", l1=0.5, l2=0.25, p=0.4, **options)
+    module = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiles else layer
+    assert ("dropout=alpha" if "dropout" in options else "shared_dims=") in repr(layer)
+    if not compiles:  # the same seed in eager mode
+        torch.manual_seed(3)
+        y = layer(x)
+        torch.manual_seed(3)
+        expected = act_reg(x, "silu", l1=0.5, l2=0.25, p=0.4, **options)
+        assert torch.equal(y, expected.output)
+        assert torch.equal(collect_penalty(layer), expected.penalty)
+        with record_penalties(sums=True) as record:
+            layer(x)
+        l1, l2 = record.sums(layer)[""]
+        total = act_sums(x, "silu", p=0.4)
+        assert torch.allclose(l1, total.l1) and torch.allclose(l2, total.l2)
+    y = module(x)
+    y.sum().backward()
+    penalty = collect_penalty(layer)
+    assert torch.allclose(penalty, act_reg(x, "silu", l1=0.5, l2=0.25).penalty)
+    if "shared_dims" in options:
+        is_dropped = y == 0
+        dims = (2, 3) if options["shared_dims"] == (2, 3) else (3,)
+        assert torch.equal(is_dropped.all(dims), is_dropped.any(dims)) and is_dropped.any()
+    layer.eval()
+    assert torch.allclose(module(x), F.silu(x))
 
 
 def test_opcheck(device: str) -> None:

@@ -20,7 +20,7 @@ from torch.utils import cpp_extension
 OTHERS = "instruction_sets ulp cuda fake_cuda gpu_check doctor layers registry pairs".split()
 OTHERS += ["benchmarks", "benchmarks_gpu", "convert", "export", "models", "pages", "pending"]
 OTHERS += ["records", "release", "setup"]
-OTHERS += ["rows", "penalties"]  # the general form has no CUDA kernels
+OTHERS += ["rows", "penalties", "ragged"]  # the general form has no CUDA kernels
 
 
 def build() -> None:
