@@ -247,13 +247,11 @@ class ActReg(PenaltyModule):
         self, input: Tensor, parameters: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return output, penalty and, if a record wants them, the sums."""
-        x = input
-        if self.inplace and _is_grad_enabled() and input.requires_grad:
-            x = dispatch.copy_of(input)  # the backward may need what is overwritten
+        is_needed = self.inplace and _is_grad_enabled() and input.requires_grad
+        x = dispatch.copy_of(input) if is_needed else input  # the backward may need the input
         options: dict[str, Any] = dict(penalty_on=self.penalty_on, keep=self.keep, **parameters)
         options |= dict(p=self.p, training=self.training)
-        if self.shared_dims or self.dropout != "standard":
-            options |= dict(shared_dims=self.shared_dims, dropout=self.dropout)
+        options |= dict(shared_dims=self.shared_dims, dropout=self.dropout)
         sums = None
         if watch.wants_sums:  # the sums do not depend on l1 and l2
             output, sums = functional.output_and_sums(x, self.activation, **options)

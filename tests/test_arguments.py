@@ -106,11 +106,6 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
         TypeError,
         ["input", "qint8", "dequantize"],
     ),
-    (
-        {"input": torch.nested.nested_tensor([X, X[:2]], layout=torch.jagged)},
-        TypeError,
-        ["input", "nested", ".values()"],
-    ),
 ]
 
 

@@ -108,7 +108,12 @@ def test_formulas_stay_in_core(path: Path) -> None:
 )
 def test_the_package_has_no_maths_but_in_the_reference(path: Path) -> None:
     """No name in these files is one of torch's mathematical functions (the demo is not tested)."""
-    names = {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
+    names = {
+        node.attr
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node.value) not in ("self", "module")  # an option: self.dropout
+    }
     assert not names & MATHS
 
 
