@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from actreg_ext import reference
 from actreg_ext.functional import act_reg
 from tests import table, tolerance
 
@@ -18,8 +17,7 @@ def test_output(variant: dict[str, Any], dtype: torch.dtype, device: str, p: flo
     x = table.random_inputs(dtype, device)
     output, _ = act_reg(x, **variant, p=p, seed=0)
     assert output.dtype == dtype
-    eager = reference.act_reg(x, **variant, p=p, seed=0).output
-    tolerance.assert_output(output, eager, tolerance.true_output(variant, x.cpu(), p), x)
+    tolerance.assert_dropped(output, variant, x, p)
 
 
 def test_penalties_leave_the_output_alone(

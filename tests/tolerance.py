@@ -9,12 +9,15 @@ Errors are counted in ulps of the truth. They are compared in bins of 256 neighb
 largest error of eager PyTorch in a bin sets the limit of that bin alone. So an ill-conditioned
 place does not excuse errors elsewhere.
 
-There are two exceptions, for all formulas:
+There are three exceptions, for all formulas:
 
 - A gradient is the sum of a part from dy and a part from dpenalty, which may cancel. Its ulp is
   the ulp of |part 1| + |part 2|.
 - Where the slope changes its sign (for gelu near x = -0.75) the truth is near 0, so its ulp is
   tiny. There the ulp is the largest one among the neighbours.
+- Dropout multiplies a and its error by s, but the ulp of the product may be that of a or twice
+  that. And the mask may drop all inputs of a bin at which eager PyTorch's error is large. So an
+  output with dropout may also have the error that the rule allows without dropout, times s.
 """
 
 from __future__ import annotations
@@ -192,6 +195,15 @@ def errors(got: Tensor, truth: Numbers, size: Tensor) -> Tensor:
     return error.where(~right | rounded.isfinite(), 0.0).nan_to_num(math.inf, math.inf)
 
 
+def limits(eager: Tensor, truth: Numbers, size: Tensor, count: int = BIN) -> Tensor:
+    """What Note [The rule] allows for each result, in ulps, in bins of `count` results."""
+    theirs = errors(eager.detach().cpu(), truth, size)
+    # If eager PyTorch overflows or returns NaN, that excuses the operator at this x only.
+    theirs = theirs.where(theirs.isfinite(), 0.0)
+    bins = F.pad(theirs, (0, -len(theirs) % count)).unflatten(0, (-1, count))
+    return 2 * bins.amax(1).repeat_interleave(count)[: len(theirs)] + 1
+
+
 def assert_accurate(
     got: Tensor,
     eager: Tensor,
@@ -199,14 +211,16 @@ def assert_accurate(
     size: Tensor,
     places: Sequence[Any],
     count: int = BIN,
+    allowed: Tensor | None = None,
 ) -> None:
-    """Assert Note [The rule] in bins of `count` results. `places` are the inputs x, sorted."""
+    """Assert Note [The rule] in bins of `count` results. `places` are the inputs x, sorted.
+
+    `allowed` is another limit for each result: the larger limit counts.
+    """
     ours, theirs = (errors(tensor.detach().cpu(), truth, size) for tensor in (got, eager))
-    # If eager PyTorch overflows or returns NaN, that excuses the operator at this x only.
     ours = ours.where(theirs.isfinite(), 0.0)
-    theirs = theirs.where(theirs.isfinite(), 0.0)
-    bins = F.pad(theirs, (0, -len(theirs) % count)).unflatten(0, (-1, count))
-    allowed = 2 * bins.amax(1).repeat_interleave(count)[: len(theirs)] + 1
+    limit = limits(eager, truth, size, count)
+    allowed = limit if allowed is None else allowed.maximum(limit)
     worst = int((ours - allowed).argmax())
     window = places[worst // count * count :][:count]
     assert ours[worst] <= allowed[worst], (
@@ -218,6 +232,17 @@ def assert_accurate(
 
 def assert_output(output: Tensor, eager: Tensor, truth: Numbers, x: Tensor) -> None:
     assert_accurate(output, eager, truth, truth.high.abs(), x.tolist())
+
+
+def assert_dropped(output: Tensor, variant: dict[str, Any], x: Tensor, p: float) -> None:
+    """Assert Note [The rule] for an output with the mask of seed 0."""
+    eager, plain = (reference.act_reg(x, **variant, p=q, seed=0).output for q in (p, 0.0))
+    truth, true_plain = (true_output(variant, x.cpu(), q) for q in (p, 0.0))
+    size, plain_size = truth.high.abs(), true_plain.high.abs()
+    scale = 65536 / max(reference.kept_of_65536(p), 1)
+    scaled = scale * ulp(plain_size, x.dtype) / ulp(size, x.dtype)
+    allowed = limits(plain, true_plain, plain_size) * scaled.where(size > 0, 0.0)
+    assert_accurate(output, eager, truth, size, x.tolist(), allowed=allowed)
 
 
 def assert_gradient(dx: Tensor, eager: Tensor, truth: Gradient, x: Tensor) -> None:
