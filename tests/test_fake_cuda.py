@@ -274,7 +274,7 @@ SHAPES: dict[str, tuple[str, Change, str]] = {
     "shape of dpenalty": (
         "backward backward_bits curvature",
         lambda a: {"dpenalty": a["dpenalty"].expand(2)},
-        r"dpenalty is a scalar.* got shape \[2\]",
+        r"dpenalty has the shape.* got shape \[2\]",
     ),
 }
 
