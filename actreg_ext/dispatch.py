@@ -57,7 +57,7 @@ def run(
         check_input(input)
         call = (input, activation, parameters, l1, l2, p, penalty_on, reduction, seed)
         if input.device.type not in DEVICES:
-            return without_kernel(*call)
+            return _without_kernel(*call)
         return _traced(*call, keep_input)
     try:
         state = None if seed is None or p == 0.0 else rng_state(seed, input)
@@ -158,7 +158,7 @@ def _traced(
     return ActRegOutput(output, penalty)
 
 
-def without_kernel(x: Tensor, *rest: Any) -> ActRegOutput:
+def _without_kernel(x: Tensor, *rest: Any) -> ActRegOutput:
     """Compute the reference in plain PyTorch."""
     warn_without_kernel(x)
     return composite(x, *rest)

@@ -6,8 +6,8 @@ No maths here: reference.py says what is computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _INF = math.inf
+_Result = TypeVar("_Result", ActRegOutput, ActSums)
 
 
 def act_reg(
@@ -190,10 +191,7 @@ def act_reg(
             shard=shard,
             **activation_parameters,
         )
-        if is_ragged(input):
-            ragged: ActRegOutput = through_values(act_reg, input, activation, options)
-            return ragged
-        return handle_torch_function(act_reg, (input,), input, activation, **options)
+        return _overridden(act_reg, input, activation, options)
     rows = FLAT
     if not (  # the cheapest tests that accept the usual call; `check` examines any other call
         type(l1) is type(l2) is type(p) is float
@@ -306,15 +304,24 @@ def act_sums(
             shard=shard,
             **activation_parameters,
         )
-        if is_ragged(input):
-            ragged: ActSums = through_values(act_sums, input, activation, named)
-            return ragged
-        return handle_torch_function(act_sums, (input,), input, activation, **named)
+        return _overridden(act_sums, input, activation, named)
     options = (channel_dim, row_weight, shared_dims, dropout, shard)
     _, _, p, rows = check_all(input, 0.0, 0.0, p, training, penalty_on, "sum", seed, keep, options)
     name, parameters = resolve(activation, activation_parameters)
     p = p if training else 0.0
     return sums_of(input, name, parameters, p, penalty_on, seed, keep == "input", rows)
+
+
+def _overridden(
+    f: Callable[..., _Result], input: Tensor, activation: str | nn.Module, options: dict[str, Any]
+) -> _Result:
+    """Call f for a jagged tensor, or where a mode or a subclass of Tensor sees the call."""
+    result: _Result
+    if is_ragged(input):
+        result = through_values(f, input, activation, options)
+    else:
+        result = handle_torch_function(f, (input,), input, activation, **options)
+    return result
 
 
 def output_and_sums(
@@ -330,16 +337,15 @@ def output_and_sums(
     **activation_parameters: float | str,
 ) -> tuple[Tensor, Tensor]:
     """Return the output of `act_reg` and the tensor {sum |t|, sum t^2}, for a record."""
-    if training and p and (shared_dims or dropout != "standard"):
-        options: dict[str, Any] = dict(p=p, penalty_on=penalty_on, keep=keep, dropout=dropout)
-        options |= dict(shared_dims=shared_dims, **activation_parameters)
-        sums = act_sums(input, activation, **options)
-        return sums.output, torch.stack((sums.l1, sums.l2))
-    _, _, p = check(input, 0.0, 0.0, p, training, penalty_on, "sum", None, keep)
+    options = (None, None, shared_dims, dropout, None)
+    checked = check_all(input, 0.0, 0.0, p, training, penalty_on, "sum", None, keep, options)
+    p, keep_input = p if training else 0.0, keep == "input"
+    rows = needed(checked[-1], 0.0, 0.0, p)
     name, parameters = resolve(activation, activation_parameters)
-    return dispatch.output_and_sums(
-        input, name, parameters, p if training else 0.0, penalty_on, keep == "input"
-    )
+    if rows is FLAT:
+        return dispatch.output_and_sums(input, name, parameters, p, penalty_on, keep_input)
+    sums = sums_of(input, name, parameters, p, penalty_on, None, keep_input, rows)
+    return sums.output, torch.stack((sums.l1, sums.l2))
 
 
 def act_reg_(

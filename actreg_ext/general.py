@@ -11,7 +11,7 @@ from torch.compiler import is_dynamo_compiling
 
 from . import _C, ops
 from .arguments import rng_state
-from .dispatch import DEVICES, is_exporting, warn_without_kernel, without_kernel
+from .dispatch import DEVICES, is_exporting, warn_without_kernel
 from .reference import ActRegOutput, ActSums, accumulation_dtype, composite_sums, penalty_of
 from .reference_mask import draw, memory_order
 from .rows import Rows
@@ -33,14 +33,12 @@ def run_general(
     keep_input: bool,
 ) -> ActRegOutput:
     """Compute `act_reg` in its general form, from arguments that are already checked."""
-    if _needs_composite(x, p):
-        call = (x, activation, parameters, l1, l2, p, penalty_on, reduction, seed)
-        return without_kernel(*call, rows)
-    if (
+    if (  # the operator itself can compute the penalty
         rows.row_weight is None
         and not isinstance(l1, Tensor)
         and not isinstance(l2, Tensor)
         and not is_dynamo_compiling()
+        and not _needs_composite(x, p)
     ):
         flat = rows._replace(channel_dim=None)
         options = (activation, parameters, p, penalty_on, seed, keep_input, flat)

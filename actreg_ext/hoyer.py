@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import arguments
-from .reference import ActSums
-from .sum_penalty import SumPenalty, ratio, root, rows
+from .reference import ActSums, quotient
+from .sum_penalty import SumPenalty, root, rows
 
 
 class Hoyer(SumPenalty):
@@ -65,11 +65,11 @@ class Hoyer(SumPenalty):
         else:
             l1, l2, size = sums.l1.sum(), sums.l2.sum(), sums.weight
         measured = self.of(l1, l2)
-        return (ratio(measured, self.largest(size)) if self.normalize else measured).sum()
+        return (quotient(measured, self.largest(size)) if self.normalize else measured).sum()
 
     def of(self, l1: Tensor, l2: Tensor) -> Tensor:
         """Return the measure of elements from their sums."""
-        return ratio(l1, root(l2))
+        return quotient(l1, root(l2))
 
     def largest(self, size: Tensor) -> Tensor:
         """Return the largest measure that this number of elements can have."""
@@ -116,7 +116,7 @@ class HoyerSquared(Hoyer):
 
     def of(self, l1: Tensor, l2: Tensor) -> Tensor:
         """Return the measure of elements from their sums."""
-        return l1 * ratio(l1, l2)  # this order overflows later than l1 * l1 / l2
+        return l1 * quotient(l1, l2)  # this order overflows later than l1 * l1 / l2
 
     def largest(self, size: Tensor) -> Tensor:
         """Return the largest measure that this number of elements can have."""

@@ -247,8 +247,8 @@ class ActReg(PenaltyModule):
         self, input: Tensor, parameters: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return output, penalty and, if a record wants them, the sums."""
-        is_needed = self.inplace and _is_grad_enabled() and input.requires_grad
-        x = dispatch.copy_of(input) if is_needed else input  # the backward may need the input
+        copies = self.inplace and _is_grad_enabled() and input.requires_grad
+        x = dispatch.copy_of(input) if copies else input  # the backward may need the input
         options: dict[str, Any] = dict(penalty_on=self.penalty_on, keep=self.keep, **parameters)
         options |= dict(p=self.p, training=self.training)
         options |= dict(shared_dims=self.shared_dims, dropout=self.dropout)

@@ -162,13 +162,12 @@ def _temporal_vmap(
     op: Any, info: Any, in_dims: Sequence[int | None], *arguments: Any
 ) -> tuple[Tensor, int]:
     """Batch `temporal` or `temporal_backward`: dim and order are those of one example."""
-    *tensors, dim, order = arguments
+    tensors = arguments[:-2]
     if info.batch_size == 0:
         h = _batched(tensors[-2], in_dims[len(tensors) - 2], 0)
         shape = (0,) if op is temporal else h.shape
         return h.new_empty(shape, dtype=accumulation_dtype(h) if op is temporal else h.dtype), 0
-    each = [_each(t, in_dims[i], info.batch_size) for i, t in enumerate(tensors)]
-    return torch.stack([op(*example, dim, order) for example in zip(*each, strict=True)]), 0
+    return torch.stack([op(*e) for e in _examples(arguments, in_dims, info.batch_size)]), 0
 
 
 for _op in (temporal, temporal_backward):

@@ -26,8 +26,8 @@ from . import arguments, errors
 from .dead_units import DeadUnits
 from .hoyer import Hoyer, HoyerSquared
 from .l1_controller import L1Controller
-from .reference import ActSums
-from .sum_penalty import REDUCTIONS, SumPenalty, between, divided, ratio, register, root, rows
+from .reference import ActSums, quotient
+from .sum_penalty import REDUCTIONS, SumPenalty, between, divided, register, root, rows
 
 __all__ = [
     "DeadUnits",
@@ -169,7 +169,7 @@ class KLTarget(SumPenalty):
     def measure(self, sums: ActSums) -> Tensor:
         """Return the divergence, added up over the channels."""
         size = rows(sums)
-        mean = ratio(sums.l1, size).clamp(self.eps, 1 - self.eps)
+        mean = quotient(sums.l1, size).clamp(self.eps, 1 - self.eps)
         on = self.rate * (self.rate / mean).log()
         off = (1 - self.rate) * ((1 - self.rate) / (1 - mean)).log()
         return torch.where(size == 0, 0.0, (on + off).sum())
@@ -267,7 +267,7 @@ class LogPenalty(SumPenalty):
 
     def measure(self, sums: ActSums) -> Tensor:
         """Return the logarithms, added up over the channels."""
-        return (ratio(sums.l1, rows(sums)) / self.eps).log1p().sum()
+        return (quotient(sums.l1, rows(sums)) / self.eps).log1p().sum()
 
     def extra_repr(self) -> str:
         """Return the arguments for the module's repr."""

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .rows import check_shared_dims
+
 __all__: list[str] = []
 
 
@@ -41,8 +43,7 @@ def through_values(f: Callable[..., Any], input: Any, activation: Any, options: 
     ragged, examples = input._ragged_idx, input.size(0)
     if options.get("channel_dim") is not None:
         options["channel_dim"] = _dim(options["channel_dim"], input, "channel_dim")
-    shared = options.get("shared_dims", ())
-    shared = (shared,) if isinstance(shared, int) else shared
+    shared = check_shared_dims(options.get("shared_dims", ()))
     options["shared_dims"] = tuple(_dim(dim, input, "shared_dims") for dim in shared)
     weight = options.get("row_weight")
     if is_ragged(weight):

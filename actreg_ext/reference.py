@@ -192,8 +192,14 @@ def penalty_of(
     size = sums.weight
     if reduction == "token":
         size = size / max(math.prod(x.shape[-1:]), 1)
-    is_empty = size == 0  # without rows the penalty is 0
-    return torch.where(is_empty, 0.0, total / torch.where(is_empty, 1.0, size)).to(sums.l1.dtype)
+    return quotient(total, size).to(sums.l1.dtype)  # without rows the penalty is 0
+
+
+def quotient(total: Tensor, size: Tensor) -> Tensor:
+    """Return total / size, and 0 with gradient 0 where size is 0."""
+    is_empty = size == 0
+    # The inner select keeps the gradient of the division finite; the outer one makes it 0.
+    return torch.where(is_empty, 0.0, total / torch.where(is_empty, 1.0, size))
 
 
 def composite_sums(
@@ -320,5 +326,4 @@ def scaled_mean(
         return l2 * total / pairs
     shape = full_time(row_weight, h, dim)
     size = weights * math.prod([n for i, n in enumerate(h.shape) if shape[i] == 1])
-    # The first select keeps the gradient of the division finite; the second one makes it 0.
-    return l2 * torch.where(size == 0, 0.0, total / torch.where(size == 0, 1.0, size))
+    return l2 * quotient(total, size)

@@ -71,8 +71,14 @@ def check_all(
         value if isinstance(value, Tensor) else number
         for value, number in zip(given, floats, strict=True)
     )
+    channel_dim, row_weight, shared_dims, dropout, shard = options
     has_tensors = any(isinstance(value, Tensor) for value in given)
-    if not has_tensors and options == (None, None, (), "standard", None):
+    if (
+        not has_tensors
+        and channel_dim is row_weight is shard is None
+        and type(shared_dims) is tuple
+        and (shared_dims, dropout) == ((), "standard")
+    ):
         return l1, l2, p, FLAT
     return l1, l2, p, _check_options(input, l1, l2, p, penalty_on, *options)
 
@@ -108,9 +114,7 @@ def _check_options(
     channel = None if channel_dim is None else _dim("channel_dim", channel_dim, input)
     if row_weight is not None:
         _check_row_weight(input, row_weight, channel)
-    if isinstance(shared_dims, int):
-        shared_dims = (shared_dims,)
-    shared = tuple(_dim("shared_dims", dim, input) for dim in shared_dims)
+    shared = tuple(_dim("shared_dims", dim, input) for dim in check_shared_dims(shared_dims))
     if len(set(shared)) < len(shared):
         raise ValueError(f"shared_dims must name each dimension once, but got {shared_dims}")
     whole = () if shard is None else _shard(input, shard)
@@ -123,7 +127,7 @@ def _check_options(
 
 
 def check_shared_dims(shared_dims: object) -> tuple[int, ...]:
-    """Return the shared dimensions of a module as a tuple; raise unless they are ints."""
+    """Return the shared dimensions as a tuple; raise unless they are ints."""
     dims = (shared_dims,) if isinstance(shared_dims, int) else shared_dims
     if isinstance(dims, bool | str) or not isinstance(dims, Sequence):
         raise TypeError(f"shared_dims must be ints, but got {errors.shown(shared_dims)}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import arguments, errors
-from .reference import ActSums
+from .reference import ActSums, quotient
 
 REDUCTIONS = ("row", "mean", "sum")
 
@@ -96,12 +96,6 @@ def rows(sums: ActSums) -> Tensor:
     return sums.weight / max(sums.l1.numel(), 1)
 
 
-def ratio(total: Tensor, size: Tensor) -> Tensor:
-    """Return total / size, and 0 with gradient 0 where size is 0."""
-    is_empty = size == 0
-    return torch.where(is_empty, 0.0, total / torch.where(is_empty, 1.0, size))
-
-
 def root(square: Tensor) -> Tensor:
     """Return the square root; the gradient at 0 is 0, not infinite."""
     is_zero = square == 0
@@ -109,8 +103,8 @@ def root(square: Tensor) -> Tensor:
 
 
 DIVIDED: dict[str, Callable[[Tensor, ActSums], Tensor]] = {
-    "row": lambda total, sums: ratio(total, rows(sums)),
-    "mean": lambda total, sums: ratio(total, sums.weight),
+    "row": lambda total, sums: quotient(total, rows(sums)),
+    "mean": lambda total, sums: quotient(total, sums.weight),
     "sum": lambda total, sums: total,
 }
 

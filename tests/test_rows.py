@@ -393,6 +393,8 @@ def test_shapes_on_meta() -> None:
         ({"row_weight": torch.ones(3, 4), "channel_dim": 1}, ValueError, r"\[3, 1\] \(size 1"),
         ({"row_weight": torch.ones(3, 1) * 1j}, TypeError, "bool, integers or real numbers"),
         ({"row_weight": torch.ones(3, 1, requires_grad=True)}, ValueError, "no gradient"),
+        ({"row_weight": torch.ones(3).numpy()}, TypeError, "row_weight must be a tensor"),
+        ({"shared_dims": None}, TypeError, "shared_dims must be ints, but got None"),
         ({"shared_dims": (0, -2)}, ValueError, "name each dimension once"),
         ({"shared_dims": (2,)}, ValueError, "shared_dims must be in"),
         ({"dropout": "gamma"}, ValueError, "dropout must be one of standard, alpha"),

@@ -17,6 +17,10 @@ namespace cpu {
 // takes 0.316, 0.294 and 0.284 ns per element (float32, in cache, AVX-512, one core). Smaller
 // blocks give more exact sums.
 constexpr int64_t kBlock = 1024;
+// Elements per chunk. A thread takes whole chunks, and each chunk has a partial sum of its own. The
+// size is fixed, so that the sums do not depend on the number of threads. Cutting into chunks costs
+// one thread at most 0.4 % of its time; chunks of half the size cost 1 % (48 K to 1 M elements).
+constexpr int64_t kChunk = 8 * kBlock;
 
 // How the sums of a problem with rows are computed: which part of the tensor a task takes, and
 // where its sums go. The plan depends on the shape alone, never on the number of threads.
@@ -30,7 +34,7 @@ constexpr int64_t kBlock = 1024;
 // - By runs, if at least kShortestRun neighbouring elements belong to one channel. A task takes
 //   kChunk elements and writes the sums of each run in it; fold() adds the runs of each channel.
 struct SumPlan {
-  static constexpr int64_t kPanel = 32, kShortestRun = 64, kChunk = 8 * kBlock;
+  static constexpr int64_t kPanel = 32, kShortestRun = 64;
   bool by_runs = false;
   int64_t n = 0, channels = 1, inner = 1;  // as in Rows
   int64_t columns = 0, rows = 0;           // the last row may be shorter

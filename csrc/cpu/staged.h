@@ -17,6 +17,7 @@ ACTREG_OUT_OF_LINE void value_stage(const void* act, const void* x, int64_t coun
     store(static_cast<Real<E>*>(a) + j, plain(f(load(static_cast<const E*>(x) + j, extent)).value));
   });
 }
+
 // The weights of a block: one number for all its elements, or one for each.
 template <class S>
 struct BlockWeights {
@@ -37,10 +38,7 @@ struct BlockWeights {
       each = buffer.at;
     }
   }
-  template <class Extent>
-  ACTREG_HD Vec<S> of(int64_t j, Extent) const {
-    return each ? load(each + j) : Vec<S>(same);
-  }
+  ACTREG_HD Vec<S> of(int64_t j) const { return each ? load(each + j) : Vec<S>(same); }
 };
 
 // The sums of the columns of a panel: for each vector of columns first S1, then S2, then N. Three
@@ -64,8 +62,26 @@ struct Panel {
   }
 };
 
-// Adds the sums of a block to the sums of its columns. A weight of 0 leaves its row out, even if a
-// is infinite or NaN there.
+// What a vector of elements adds to the sums.
+template <class S>
+struct Penalized {
+  Vec<S> l1, l2, n;
+};
+// Of the elements at `a`, with the weights at `each`, or all with the weight `same` (kEach false).
+// A weight of 0 leaves its row out, even if a is infinite or NaN there.
+template <bool kEach, class S, class Extent>
+ACTREG_HD Penalized<S> penalized(const S* a, const S* each, Vec<S> same, Extent extent) {
+  using V = Vec<S>;
+  const V zero(0);
+  V t = select(lanes_of<S>(extent), load(a), zero), w = same;
+  if constexpr (kEach) {
+    w = select(lanes_of<S>(extent), load(each), zero);
+    t = select(w != zero, t, zero);
+  }
+  return {w * abs(t), w * (t * t), select(t != zero, V(1), zero)};
+}
+
+// Adds the sums of a block to the sums of its columns.
 template <bool kEach, class S>
 ACTREG_OUT_OF_LINE void add_to_columns(const S* a, const BlockWeights<S>& weights, int64_t count,
                                        Panel<S>& panel) {
@@ -73,16 +89,11 @@ ACTREG_OUT_OF_LINE void add_to_columns(const S* a, const BlockWeights<S>& weight
   if (!kEach && weights.same == 0) return;
   const V same(weights.same);
   for_each_vector<V>(count, [&](int64_t j, int, auto extent) {
-    const V zero(0);
-    V t = select(lanes_of<S>(extent), load(a + j), zero), w = same;
-    if constexpr (kEach) {
-      w = select(lanes_of<S>(extent), load(weights.each + j), zero);
-      t = select(w != zero, t, zero);
-    }
+    const auto added = penalized<kEach>(a + j, weights.each + j, same, extent);
     S* sums = panel.at + 3 * j;
-    store(sums, load(sums) + w * abs(t));
-    store(sums + V::kLanes, load(sums + V::kLanes) + w * (t * t));
-    store(sums + 2 * V::kLanes, load(sums + 2 * V::kLanes) + select(t != zero, V(1), zero));
+    store(sums, load(sums) + added.l1);
+    store(sums + V::kLanes, load(sums + V::kLanes) + added.l2);
+    store(sums + 2 * V::kLanes, load(sums + 2 * V::kLanes) + added.n);
   });
 }
 
@@ -93,15 +104,10 @@ ACTREG_OUT_OF_LINE void add_run(const S* a, const S* each, S same, int64_t count
   if (!kEach && same == 0) return;
   V l1[kUnroll] = {}, l2[kUnroll] = {}, n[kUnroll] = {};
   for_each_vector<V>(count, [&](int64_t j, int u, auto extent) {
-    const V zero(0);
-    V t = select(lanes_of<S>(extent), load(a + j), zero), w(same);
-    if constexpr (kEach) {
-      w = select(lanes_of<S>(extent), load(each + j), zero);
-      t = select(w != zero, t, zero);
-    }
-    l1[u] += w * abs(t);
-    l2[u] += w * (t * t);
-    n[u] += select(t != zero, V(1), zero);
+    const auto added = penalized<kEach>(a + j, each + j, V(same), extent);
+    l1[u] += added.l1;
+    l2[u] += added.l2;
+    n[u] += added.n;
   });
   for (int u = 1; u < kUnroll; ++u) l1[0] += l1[u], l2[0] += l2[u], n[0] += n[u];
   sums[0] += sum(l1[0]), sums[1] += sum(l2[0]), sums[2] += sum(n[0]);
@@ -170,7 +176,7 @@ template <bool kDrops, class E>
 ACTREG_OUT_OF_LINE void sum_by_runs(const Problem& problem, const SumPlan& plan, int64_t task,
                                     Stage stage, const void* act, double* sums) {
   ForwardTask<kDrops, E> forward(problem, stage, act);
-  const int64_t begin = task * plan.kChunk, end = std::min(plan.n, begin + plan.kChunk);
+  const int64_t begin = task * kChunk, end = std::min(plan.n, begin + kChunk);
   double* run = sums + 3 * plan.first_run_of(task);
   std::fill_n(run, 3 * ((end - 1) / plan.inner - begin / plan.inner + 1), 0.0);
   for (int64_t i = begin; i < end; i += kBlock) {

@@ -64,7 +64,7 @@ ACTREG_OUT_OF_LINE void backward_stages(const Problem& problem, int64_t begin, i
     coefficients.read(*problem.rows, channel_at, i, count);
     const S *c1 = coefficients.c1, *c2_twice = coefficients.c2_twice;
     for_each_vector<Vec<S>>(count, [&](int64_t j, int, auto extent) {
-      const Vec<S> w = weights.of(j, extent);
+      const Vec<S> w = weights.of(j);
       const auto weighted = [&](const S* c) { return select(w != zero, w * load(c + j), zero); };
       const Vec<S> c2 = weighted(c2_twice);
       const Slopes<Vec<S>, Mask<S>> c{weighted(c1), c2, c2 != zero};

@@ -97,7 +97,9 @@ std::tuple<Tensor, Tensor> forward_in_place_on(const Tensor& x, const OptionalTe
   check_order(attributes.order, x.dim());
   Tensor into = writable(x, attributes.order);
   IndexMap map;
-  if (B::kReadsInPlace && x.numel() > 0 && address(x, attributes.order, map)) into = x;
+  if (B::kReadsInPlace && !into.defined() && x.numel() > 0 && address(x, attributes.order, map)) {
+    into = x;
+  }
   Results results = forward_into<B>(into, x, row_weight, &rng_state, attributes, with_bits);
   if (!results.y.is_same(x)) x.copy_(results.y);
   // An empty tensor takes no memory. So this cannot fail, now that x is overwritten.

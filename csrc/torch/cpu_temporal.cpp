@@ -14,7 +14,7 @@
 namespace actreg {
 namespace {
 
-constexpr int64_t kChunk = 8 * cpu::kBlock;
+using cpu::kChunk;
 // A time step with more elements is wide. At 65536 float32 elements a part in a row is 10 % faster,
 // at 262144 elements the part of a wide step (2 MB of second-level cache).
 constexpr int64_t kWide = 65536;

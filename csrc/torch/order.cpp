@@ -5,6 +5,7 @@
 #include <ATen/MemoryOverlap.h>
 
 #include <algorithm>
+#include <vector>
 
 namespace actreg {
 
@@ -60,6 +61,19 @@ bool is_in_order(const Tensor& x, at::IntArrayRef order) {
     if (x.size(dim) != 1 && x.stride(dim) != dense[dim]) return false;
   }
   return true;
+}
+
+Tensor empty_in_order(c10::SymIntArrayRef sizes, at::IntArrayRef order,
+                      const at::TensorOptions& options) {
+  if (order.size() != sizes.size()) return at::empty_symint(sizes, options);
+  check_order(order, sizes.size());
+  std::vector<c10::SymInt> permuted;
+  std::vector<int64_t> places(order.size());
+  for (const int64_t dim : order) {
+    places[dim] = static_cast<int64_t>(permuted.size());
+    permuted.push_back(sizes[dim]);
+  }
+  return at::empty_symint(permuted, options).permute(places);
 }
 
 namespace {

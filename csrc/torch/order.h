@@ -29,6 +29,11 @@ Order order_of(const Tensor& x);
 at::DimVector strides_of(at::IntArrayRef sizes, at::IntArrayRef order);
 // Whether x is dense and in that order.
 bool is_in_order(const Tensor& x, at::IntArrayRef order);
+// A new tensor laid out in that order. Does not look at the sizes, which may be unknown. If the
+// sizes are those of a placeholder (see backward_meta), the order does not fit their number and is
+// ignored.
+Tensor empty_in_order(c10::SymIntArrayRef sizes, at::IntArrayRef order,
+                      const at::TensorOptions& options);
 // x itself if x is dense and in that order, else a copy that is.
 Tensor in_order(const Tensor& x, at::IntArrayRef order);
 // dy as a dense tensor in that order, of the shape and type of x; zeros if there is no dy.

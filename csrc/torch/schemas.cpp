@@ -11,21 +11,6 @@
 namespace actreg {
 namespace {
 
-// A tensor laid out in that order: see Note [Positions]. Does not look at the sizes, which may be
-// unknown. If the sizes are those of a placeholder (see backward_meta), the order does not fit
-// their number and is ignored.
-Tensor empty(c10::SymIntArrayRef sizes, at::IntArrayRef order, const at::TensorOptions& options) {
-  if (order.size() != sizes.size()) return at::empty_symint(sizes, options);
-  check_order(order, sizes.size());
-  std::vector<c10::SymInt> permuted;
-  std::vector<int64_t> places(order.size());
-  for (const int64_t dim : order) {
-    places[dim] = static_cast<int64_t>(permuted.size());
-    permuted.push_back(sizes[dim]);
-  }
-  return at::empty_symint(permuted, options).permute(places);
-}
-
 void check_bits(const Attributes& attributes) {
   Problem problem = problem_of(attributes);
   bits_state(problem, attributes);
@@ -46,7 +31,7 @@ Results forward_meta(const Tensor& x, const OptionalTensor& row_weight,
   }
   check_order(attributes.order, x.dim());
   Results results;
-  results.y = empty(x.sym_sizes(), attributes.order, x.options());
+  results.y = empty_in_order(x.sym_sizes(), attributes.order, x.options());
   results.penalty = at::empty_symint(penalty_shape(attributes, x.sym_sizes()),
                                      x.options().dtype(penalty_type(x, attributes)));
   if (!rng_state) results.rng_state = at::empty({2}, x.options().dtype(at::kLong));
@@ -78,7 +63,7 @@ Tensor backward_meta(const OptionalTensor& dy, const OptionalTensor& dpenalty, c
                      bool x_is_output, const OptionalTensor& row_weight) {
   check_all_meta({dy, dpenalty, x, row_weight, rng_state});
   make_problem(x, attributes, x_is_output);
-  return empty(x.sym_sizes(), attributes.order, x.options());
+  return empty_in_order(x.sym_sizes(), attributes.order, x.options());
 }
 
 Tensor backward_bits_meta(const OptionalTensor& dy, const OptionalTensor& dpenalty,
@@ -87,7 +72,7 @@ Tensor backward_bits_meta(const OptionalTensor& dy, const OptionalTensor& dpenal
                           at::ScalarType dtype, const Attributes& attributes) {
   check_all_meta({dy, dpenalty, bits, rng_state, anchor});
   check_bits(attributes);
-  return empty(sizes, attributes.order, options_of_dx(dy, dpenalty, dtype));
+  return empty_in_order(sizes, attributes.order, options_of_dx(dy, dpenalty, dtype));
 }
 
 // The operator rng_state makes a tensor {seed, offset} on the device of x: a copy of `state`, or

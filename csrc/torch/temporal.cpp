@@ -152,12 +152,7 @@ Tensor sum_meta(const Tensor& h, const OptionalTensor& weight, int64_t, at::IntA
 Tensor gradient_meta(const Tensor&, const Tensor& h, const OptionalTensor& weight, int64_t,
                      at::IntArrayRef order) {
   check_meta(h, weight);
-  if (order.size() != static_cast<size_t>(h.dim())) {
-    return at::empty_symint(h.sym_sizes(), h.options());
-  }
-  std::vector<int64_t> places(order.size());
-  for (size_t i = 0; i < order.size(); ++i) places[order[i]] = static_cast<int64_t>(i);
-  return at::empty_symint(h.permute(order).sym_sizes(), h.options()).permute(places);
+  return empty_in_order(h.sym_sizes(), order, h.options());
 }
 
 // weight with a dimension for each of h, in memory order. Where it is the same along a dimension,
